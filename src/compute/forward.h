@@ -1,0 +1,83 @@
+// One device's part of a forward pass, stage by stage, so that whoever drives it (a worker process, a
+// test, the scorer) can put the exchange of expert rows between the stages:
+//
+//   Begin -> for each layer { Attention; dense: DenseMlp | moe: Route -> (RunExperts anywhere) -> Combine }
+//         -> Logits
+//
+// Rows of one step = tokens of several sequences, chunk by chunk. Nothing survives a step but the KV cache,
+// so a step that was cut short is simply begun again.
+// Not thread-safe; uses its ThreadPool inside.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "compute/kernels.h"
+#include "compute/kv.h"
+#include "compute/layout.h"
+#include "compute/parallel.h"
+#include "core/spec.h"
+
+namespace elasticmoe::compute {
+
+// Consecutive tokens of one sequence.
+struct Chunk {
+  int first_row = 0;
+  int rows = 0;
+  int start_position = 0;                    // position of the first row in its sequence
+  std::span<const std::uint32_t> block_table;// covers [0, start_position + rows) tokens
+};
+
+// One row's visit to one expert: activations in, float32 [hidden] out (unweighted).
+struct ExpertRow {
+  const void* in = nullptr;
+  float* out = nullptr;
+};
+
+class Forward {
+ public:
+  // References must outlive the object. `max_rows`: largest step.
+  Forward(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads, int max_rows);
+
+  // Embeds tokens [rows]. `chunks` and their block tables must live until Logits.
+  // REQUIRES: rows <= max_rows, ids in [0, vocab), positions < spec.max_positions.
+  void Begin(const SharedWeights& weights, std::span<const TokenId> tokens, std::span<const Chunk> chunks);
+
+  // residual += attention(norm(residual)); writes the rows' K and V.
+  void Attention(int layer, const SharedWeights& weights, const KvCache& kv);
+
+  // residual += MLP(norm(residual)) of a dense layer.
+  void DenseMlp(int layer, const SharedWeights& weights);
+
+  // The dispatch side of a MoE layer: normed rows in activation format to `activations`
+  // [rows, hidden], chosen experts to `experts` [rows, top_k] (best first) and their weights to `mix`.
+  void Route(int layer, const SharedWeights& weights, void* activations, std::int32_t* experts, float* mix);
+
+  // The combine side: residual[row] += sum over j in router order of mix[row, j] * outputs[row, j].
+  // outputs float32 [rows, top_k, hidden].
+  void Combine(const float* outputs, const float* mix);
+
+  // Final norm and head of the given rows: logits float32 [which.size(), vocab].
+  void Logits(const SharedWeights& weights, std::span<const int> which, float* logits);
+
+  int Rows() const { return rows_; }
+
+ private:
+  const core::ModelSpec& spec_;
+  const Kernels& kernels_;
+  ThreadPool& threads_;
+  int max_rows_;
+  int rows_ = 0;
+};
+
+// Runs experts over their rows; experts[i] on rows[i]. Needs no Forward: a device without sequences
+// serves its experts too. `scratch` is resized as needed and reused.
+struct ExpertBatch {
+  MlpWeights weights;
+  std::span<const ExpertRow> rows;
+};
+void RunExperts(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
+                std::span<const ExpertBatch> batches, std::vector<std::byte>& scratch);
+
+}  // namespace elasticmoe::compute

@@ -1,0 +1,54 @@
+// The contract of the compute kernels. One table of functions an instruction set; all batch-invariant:
+// each output element is accumulated in one fixed order over k, whatever m is and however the work is
+// split over threads. Different tables may differ in the last bits, one table never from itself.
+//
+// Activations travel in the table's own format: float32 (reference) or bf16 (SIMD tables).
+// All functions are thread-safe on disjoint outputs and never allocate.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "compute/kv.h"
+#include "compute/packed.h"
+
+namespace elasticmoe::compute {
+
+struct Kernels {
+  std::string_view name;      // "reference", "avx2", "avx512bf16"
+  int activation_bytes = 4;   // of one activation element: 4 = float32, 2 = bf16
+  int kv_element_bytes = 4;   // of one K or V element in the cache
+
+  // float32 row -> activation format.
+  void (*to_activation)(const float* in, int count, void* out);
+
+  // out[i][j] for rows i in [0, m), outputs j of panels [panel_begin, panel_end): sum over k of
+  // x[i][k] * w[j][k]. rows[i] points at k activations; out[i] at float32 [w.n], of which only the
+  // panels' part is written (no further than w.n).
+  void (*matmul)(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end,
+                 float* const* out);
+
+  // out[i][j] = silu(gate_i . x) * (up_i . x) in activation format, same panels of two matrices of one shape.
+  void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m,
+                  int panel_begin, int panel_end, void* const* out);
+
+  // Writes the K and V of one token (float32 [kv_heads, head_dim] each, RoPE applied) into `layer` of
+  // its block, at token slot `slot` in [0, kBlockTokens).
+  void (*store_kv)(const KvLayout& layout, int layer, int slot, const float* k, const float* v, std::byte* block);
+
+  // Attention of one query row over tokens [0, tokens) of its sequence, heads of one kv head:
+  // q float32 [group, head_dim] -> out float32 [group, head_dim]. Blocks in order, online softmax.
+  void (*attend)(const KvCache& kv, int layer, int kv_head, const std::uint32_t* block_table, int tokens,
+                 const float* q, int group, float scale, float* out);
+};
+
+// The tables this machine can run, best first; "reference" is always the last.
+const std::vector<const Kernels*>& AvailableKernels();
+
+// "auto" = the best. kInvalidArgument with the names this machine has, if `name` is none of them.
+Expected<const Kernels*> FindKernels(std::string_view name);
+
+}  // namespace elasticmoe::compute

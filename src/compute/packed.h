@@ -1,0 +1,48 @@
+// The one weight format: bf16 matrices packed for all kernels alike, once, while loading.
+//
+// W [n outputs, k inputs] (row-major in the checkpoint) becomes panels of 32 outputs,
+//   [ceil(n / 32)][ceil(k / 2)][32][2] bf16,
+// pairs of neighbouring inputs side by side (the operand order of VDPBF16PS), zeros where n or k end early.
+// A kernel walks a panel front to back, so memory is read in order, at M = 1 as at M = 512.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace elasticmoe::compute {
+
+inline constexpr int kPanel = 32;            // outputs a panel
+inline constexpr std::size_t kAlign = 64;    // of every tensor inside its blob, bytes
+
+using Bf16 = std::uint16_t;                  // upper half of an IEEE float32
+
+enum class DType { kBf16, kF16, kF32 };      // of checkpoint tensors
+constexpr std::size_t BytesOf(DType type) { return type == DType::kF32 ? 4 : 2; }
+
+// View of a packed matrix; does not own.
+struct PackedMatrix {
+  const Bf16* data = nullptr;
+  int n = 0;
+  int k = 0;
+};
+
+constexpr std::size_t PackedBytes(int n, int k) {
+  return static_cast<std::size_t>((n + kPanel - 1) / kPanel) * ((k + 1) / 2) * kPanel * 2 * sizeof(Bf16);
+}
+
+float ToFloat(Bf16 value);
+Bf16 ToBf16(float value);  // round to nearest even; NaN stays NaN
+
+// Packs rows [row_begin, row_begin + rows) of a matrix of n_total outputs whose packed form starts at
+// `packed`. `source` holds those rows only, row-major, `rows * k` values of `type`, any alignment.
+// Rows never written stay as they are: zero `packed` first where n_total is no multiple of 32.
+void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf16* packed);
+
+// count values to float32 (norm weights, router).
+void ConvertToFloat(const void* source, DType type, std::size_t count, float* out);
+
+// out[k] = row `row` of the matrix, exact.
+void UnpackRow(const PackedMatrix& matrix, int row, float* out);
+
+}  // namespace elasticmoe::compute

@@ -1,0 +1,61 @@
+// What the server needs of an engine: requests in, token events out, state to show. Implemented by the
+// coordinator's engine over worker processes, and by a scripted one for tests of the server.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "core/request.h"
+#include "core/spec.h"
+
+namespace elasticmoe::runtime {
+
+struct DeviceStats {
+  DeviceId device;
+  int pid = 0;
+  int sequences = 0;
+  std::uint64_t rows = 0;           // token rows computed since start
+  std::uint64_t experts = 0;        // (layer, expert) pairs served
+};
+
+// Counters count since start.
+struct EngineStats {
+  int running = 0;
+  int waiting = 0;
+  double kv_usage = 0.0;            // share of KV blocks in use, 0..1
+  std::uint64_t kv_blocks = 0;
+  std::uint64_t steps = 0;
+  std::uint64_t preemptions = 0;
+  std::uint64_t prefix_queries = 0; // tokens looked up in the prefix cache
+  std::uint64_t prefix_hits = 0;    // tokens found there
+  std::uint64_t epoch = 0;
+  std::uint64_t recoveries = 0;     // workers replaced after they died
+  std::vector<DeviceStats> devices;
+};
+
+class Engine {
+ public:
+  // Called on the engine's thread, in order for one request; must not block. Not called again after an
+  // event with `finish`.
+  using Sink = std::function<void(const core::TokenEvent&)>;
+
+  virtual ~Engine() = default;
+
+  // Queues a request. Thread-safe. Errors, after which the sink is never called:
+  //   kInvalidArgument    empty prompt, id out of the vocabulary, prompt + max_tokens beyond the context, ...
+  //   kResourceExhausted  the queue is full (HTTP 429)
+  //   kUnavailable        the engine is stopping (HTTP 503)
+  virtual Status Submit(core::GenerationRequest request, Sink sink) = 0;
+
+  // The request ends with kAbort, unless it has ended already. Thread-safe, returns at once.
+  virtual void Cancel(RequestId request) = 0;
+
+  virtual EngineStats Stats() const = 0;  // thread-safe
+  virtual const core::ModelSpec& Spec() const = 0;
+  virtual int MaxModelLen() const = 0;    // context limit in force, tokens
+};
+
+}  // namespace elasticmoe::runtime
