@@ -8,17 +8,11 @@
 
 #include "compute/packed.h"
 #include "core/spec.h"
+#include "model/family.h"
 
 namespace elasticmoe::compute {
 
-enum class Role {
-  // shared blob; layer = -1 for the first three
-  kEmbedding, kFinalNorm, kLmHead,
-  kAttentionNorm, kQ, kK, kV, kQBias, kKBias, kVBias, kQNorm, kKNorm, kO,
-  kMlpNorm, kRouter, kDenseGate, kDenseUp, kDenseDown,
-  // expert blob
-  kExpertGate, kExpertUp, kExpertDown,
-};
+using Role = model::TensorRole;
 
 // kQ, kK and kV of a layer share one packed matrix of QkvRows() outputs (row_begin tells them apart), so
 // that attention needs one product. Norms, biases and routers are float32 vectors or row-major matrices.

@@ -1,0 +1,51 @@
+// Model families: an adapter turns config.json into a ModelSpec and says what its checkpoint tensors are
+// called. A new family is one file in families/ and one line in the registry. Pure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "core/spec.h"
+
+namespace elasticmoe::model {
+
+// What a tensor is for. `layer` is -1 outside of layers, `expert` -1 outside of experts.
+enum class TensorRole {
+  kEmbedding, kFinalNorm, kLmHead,
+  kAttentionNorm, kQ, kK, kV, kQBias, kKBias, kVBias, kQNorm, kKNorm, kO,
+  kMlpNorm, kRouter, kDenseGate, kDenseUp, kDenseDown,
+  kExpertGate, kExpertUp, kExpertDown,
+};
+
+struct TensorName {
+  TensorRole role;
+  int layer = -1;
+  int expert = -1;
+  std::string name;                  // in the checkpoint
+  std::vector<std::int64_t> shape;   // [outputs, inputs] or [n]
+};
+
+class Family {
+ public:
+  virtual ~Family() = default;
+  virtual std::string_view ModelType() const = 0;  // config.json's model_type
+
+  // Errors name the key, what was found and what is supported.
+  virtual Expected<core::ModelSpec> Spec(const Json& config) const = 0;
+
+  // Every tensor the forward pass needs, each once.
+  virtual std::vector<TensorName> Tensors(const core::ModelSpec& spec) const = 0;
+
+  // The config.json that Spec would read back as `spec` (for made models).
+  virtual Json Config(const core::ModelSpec& spec) const = 0;
+};
+
+// kUnimplemented, naming the families there are, if config's model_type is none of them.
+Expected<const Family*> FindFamily(const Json& config);
+Expected<const Family*> FindFamily(std::string_view model_type);
+
+}  // namespace elasticmoe::model
