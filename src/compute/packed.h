@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <span>
 
+#include "model/dtype.h"
+
 namespace elasticmoe::compute {
 
 inline constexpr int kPanel = 32;            // outputs a panel
@@ -17,8 +19,7 @@ inline constexpr std::size_t kAlign = 64;    // of every tensor inside its blob,
 
 using Bf16 = std::uint16_t;                  // upper half of an IEEE float32
 
-enum class DType { kBf16, kF16, kF32 };      // of checkpoint tensors
-constexpr std::size_t BytesOf(DType type) { return type == DType::kF32 ? 4 : 2; }
+using model::DType;
 
 // View of a packed matrix; does not own.
 struct PackedMatrix {

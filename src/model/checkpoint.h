@@ -10,16 +10,15 @@
 
 #include "base/error.h"
 #include "core/spec.h"
+#include "model/dtype.h"
 #include "model/family.h"
 
 namespace elasticmoe::model {
 
-enum class SourceType { kBf16, kF16, kF32 };
-
 // Where a tensor's bytes lie on disk.
 struct TensorSource {
   TensorName tensor;
-  SourceType type = SourceType::kBf16;
+  DType type = DType::kBf16;
   int file = 0;              // index into Checkpoint::files
   std::uint64_t offset = 0;  // of the first byte in that file
   std::uint64_t bytes = 0;
