@@ -64,11 +64,33 @@ class Forward {
   int Rows() const { return rows_; }
 
  private:
+  // Calls body(first, last) for pieces of [0, count), at least `least` long, on all threads.
+  template <class Body>
+  void Split(int count, int least, const Body& body);
+  void Norm(const float* weight, const float* row, float* out) const;  // RMSNorm of one [hidden] row
+  void NormRows(const float* weight);                                   // residual -> activations_
+  void Rope(float* head, int position) const;
+  // rows x w -> out [rows, w.n]
+  void Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows, float* out);
+  const void* const* RowPointers(const std::byte* base, std::size_t stride, int rows);
+
   const core::ModelSpec& spec_;
   const Kernels& kernels_;
   ThreadPool& threads_;
   int max_rows_;
   int rows_ = 0;
+  std::span<const Chunk> chunks_;
+  std::vector<int> chunk_of_row_;
+  std::vector<int> position_;
+  std::vector<float> cos_, sin_;          // [position, head_dim / 2]
+  std::vector<float> residual_;           // [rows, hidden]
+  std::vector<std::byte> activations_;    // [rows, max(hidden, heads * head_dim)] in activation format
+  std::vector<float> qkv_;                // [rows, QkvRows]
+  std::vector<float> attended_;           // [rows, heads * head_dim]
+  std::vector<float> projected_;          // [rows, hidden]
+  std::vector<const void*> in_rows_;
+  std::vector<float*> out_rows_;
+  std::vector<std::byte> scratch_;
 };
 
 // Runs experts over their rows; experts[i] on rows[i]. Needs no Forward: a device without sequences

@@ -35,6 +35,9 @@ struct Kernels {
   void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m,
                   int panel_begin, int panel_end, void* const* out);
 
+  // logits[e] = x . w[e] for e in [0, experts), all float32; w [experts, hidden].
+  void (*router)(const float* x, const float* w, int experts, int hidden, float* logits);
+
   // Writes the K and V of one token (float32 [kv_heads, head_dim] each, RoPE applied) into `layer` of
   // its block, at token slot `slot` in [0, kBlockTokens).
   void (*store_kv)(const KvLayout& layout, int layer, int slot, const float* k, const float* v, std::byte* block);

@@ -82,6 +82,7 @@ struct StepPlan {
   std::vector<DevicePlan> devices;       // those with rows
   std::vector<TableWrite> table_writes;
   std::vector<KvCopy> copies_before;     // the tail of sequences that change domain at this boundary
+  std::vector<TokenEvent> failed;        // final events of requests that no pool can hold any more
   bool Empty() const { return devices.empty(); }
 };
 

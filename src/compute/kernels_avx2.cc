@@ -1,0 +1,204 @@
+// AVX2 + FMA: activations bf16, widened to float32 on the way; for machines without AVX512-BF16. Each output is one
+// lane that adds its inputs front to back (even, then odd input of a pair), whatever the number of rows.
+//
+// K of a block: [head_dim][16 tokens] bf16; V: [16 tokens][head_dim] bf16.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "compute/kernel_tables.h"
+
+namespace elasticmoe::compute {
+namespace {
+
+// As in kernels_avx512.cc, eight lanes.
+inline __m256 Exp(__m256 x) {
+  const __m256 low = _mm256_set1_ps(-87.0F);
+  const __m256 tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
+  x = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0F));
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504F)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
+  __m256 p = _mm256_set1_ps(1.9875691500e-4F);
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1F));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1F));
+  p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0F)));
+  const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
+}
+
+// Lanes added in one fixed tree.
+inline float ReduceAdd(__m256 v) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+inline __m256 FloatOf(const Bf16* in) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))), 16));
+}
+
+void ToActivation(const float* in, int count, void* out) {
+  for (int i = 0; i < count; ++i) static_cast<Bf16*>(out)[i] = ToBf16(in[i]);
+}
+
+constexpr int kVectors = kPanel / 8;
+
+template <int kRows>
+inline void Accumulate(const Bf16* w, const Bf16* const* x, int k, __m256 (&acc)[kRows][kVectors]) {
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) acc[r][v] = _mm256_setzero_ps();
+  for (int i = 0; i < k; i += 2) {
+    const Bf16* at = w + std::size_t(i) * kPanel;
+    __m256 even[kRows], odd[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      even[r] = _mm256_set1_ps(ToFloat(x[r][i]));
+      odd[r] = _mm256_set1_ps(i + 1 < k ? ToFloat(x[r][i + 1]) : 0.0F);
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + v * 16));
+      const __m256 first = _mm256_castsi256_ps(_mm256_slli_epi32(both, 16));
+      const __m256 second = _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+      for (int r = 0; r < kRows; ++r) acc[r][v] = _mm256_fmadd_ps(second, odd[r], _mm256_fmadd_ps(first, even[r], acc[r][v]));
+    }
+  }
+}
+
+inline const Bf16* PanelOf(const PackedMatrix& w, int panel) {
+  return w.data + std::size_t(panel) * ((w.k + 1) / 2) * kPanel * 2;
+}
+
+template <int kRows>
+void MatmulTile(const PackedMatrix& w, const void* const* rows, int panel, float* const* out) {
+  const Bf16* x[kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
+  __m256 acc[kRows][kVectors];
+  Accumulate<kRows>(PanelOf(w, panel), x, w.k, acc);
+  for (int r = 0; r < kRows; ++r) {
+    alignas(32) float values[kPanel];
+    for (int v = 0; v < kVectors; ++v) _mm256_store_ps(values + v * 8, acc[r][v]);
+    std::memcpy(out[r] + panel * kPanel, values, std::size_t(std::min(kPanel, w.n - panel * kPanel)) * sizeof(float));
+  }
+}
+
+void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end, float* const* out) {
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    int r = 0;
+    for (; r + 2 <= m; r += 2) MatmulTile<2>(w, rows + r, panel, out + r);
+    if (r < m) MatmulTile<1>(w, rows + r, panel, out + r);
+  }
+}
+
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin, int panel_end,
+            void* const* out) {
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    for (int r = 0; r < m; ++r) {
+      const Bf16* x[1] = {static_cast<const Bf16*>(rows[r])};
+      __m256 g[1][kVectors], u[1][kVectors];
+      Accumulate<1>(PanelOf(gate, panel), x, gate.k, g);
+      Accumulate<1>(PanelOf(up, panel), x, up.k, u);
+      alignas(32) float values[kPanel];
+      for (int v = 0; v < kVectors; ++v) {
+        const __m256 divisor = _mm256_add_ps(_mm256_set1_ps(1.0F), Exp(_mm256_sub_ps(_mm256_setzero_ps(), g[0][v])));
+        _mm256_store_ps(values + v * 8, _mm256_mul_ps(_mm256_div_ps(g[0][v], divisor), u[0][v]));
+      }
+      ToActivation(values, std::min(kPanel, gate.n - panel * kPanel), static_cast<Bf16*>(out[r]) + panel * kPanel);
+    }
+  }
+}
+
+void Router(const float* x, const float* w, int experts, int hidden, float* logits) {
+  for (int e = 0; e < experts; ++e) {
+    const float* row = w + std::size_t(e) * hidden;
+    __m256 sum = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 8 <= hidden; i += 8) sum = _mm256_fmadd_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(row + i), sum);
+    float total = ReduceAdd(sum);
+    for (; i < hidden; ++i) total = std::fma(x[i], row[i], total);
+    logits[e] = total;
+  }
+}
+
+Bf16* KeyOf(const KvLayout& kv, int layer, int head, std::byte* block) {
+  return reinterpret_cast<Bf16*>(block + layer * kv.LayerBytes() + head * kv.HeadBytes());
+}
+Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
+  return reinterpret_cast<Bf16*>(block + layer * kv.LayerBytes() + (kv.kv_heads + head) * kv.HeadBytes());
+}
+
+void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
+  for (int head = 0; head < kv.kv_heads; ++head) {
+    Bf16* keys = KeyOf(kv, layer, head, block);
+    Bf16* values = ValueOf(kv, layer, head, block);
+    for (int d = 0; d < kv.head_dim; ++d) {
+      keys[d * kBlockTokens + slot] = ToBf16(k[head * kv.head_dim + d]);
+      values[slot * kv.head_dim + d] = ToBf16(v[head * kv.head_dim + d]);
+    }
+  }
+}
+
+void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table, int tokens, const float* q, int group,
+            float scale, float* out) {
+  const KvLayout& kv = cache.layout;
+  const int dim = kv.head_dim;
+  for (int g = 0; g < group; ++g) {
+    float* acc = out + g * dim;
+    std::memset(acc, 0, std::size_t(dim) * sizeof(float));
+    float largest = -std::numeric_limits<float>::infinity();
+    float sum = 0;
+    for (int begin = 0; begin < tokens; begin += kBlockTokens) {
+      std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
+      const Bf16* keys = KeyOf(kv, layer, kv_head, block);
+      const Bf16* values = ValueOf(kv, layer, kv_head, block);
+      const int count = std::min(kBlockTokens, tokens - begin);
+      __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
+      for (int d = 0; d < dim; ++d) {
+        const __m256 query = _mm256_set1_ps(q[g * dim + d]);
+        low = _mm256_fmadd_ps(query, FloatOf(keys + d * kBlockTokens), low);
+        high = _mm256_fmadd_ps(query, FloatOf(keys + d * kBlockTokens + 8), high);
+      }
+      alignas(32) float scores[kBlockTokens];
+      _mm256_store_ps(scores, _mm256_mul_ps(low, _mm256_set1_ps(scale)));
+      _mm256_store_ps(scores + 8, _mm256_mul_ps(high, _mm256_set1_ps(scale)));
+      // Slots without a token hold anything, NaN included: they never enter.
+      for (int t = count; t < kBlockTokens; ++t) scores[t] = -std::numeric_limits<float>::infinity();
+      const float block_largest = std::max(largest, *std::max_element(scores, scores + count));
+      const __m256 shift = _mm256_set1_ps(block_largest);
+      const __m256 p_low = Exp(_mm256_sub_ps(_mm256_load_ps(scores), shift));
+      const __m256 p_high = Exp(_mm256_sub_ps(_mm256_load_ps(scores + 8), shift));
+      const float rescale = begin == 0 ? 0.0F : _mm256_cvtss_f32(Exp(_mm256_set1_ps(largest - block_largest)));
+      sum = sum * rescale + ReduceAdd(_mm256_add_ps(p_low, p_high));
+      largest = block_largest;
+      _mm256_store_ps(scores, p_low);
+      _mm256_store_ps(scores + 8, p_high);
+      int d = 0;
+      for (; d + 8 <= dim; d += 8) {
+        __m256 part = _mm256_mul_ps(_mm256_loadu_ps(acc + d), _mm256_set1_ps(rescale));
+        for (int t = 0; t < count; ++t) part = _mm256_fmadd_ps(_mm256_set1_ps(scores[t]), FloatOf(values + t * dim + d), part);
+        _mm256_storeu_ps(acc + d, part);
+      }
+      for (; d < dim; ++d) {
+        float part = acc[d] * rescale;
+        for (int t = 0; t < count; ++t) part = std::fma(scores[t], ToFloat(values[t * dim + d]), part);
+        acc[d] = part;
+      }
+    }
+    const float inverse = 1.0F / sum;
+    for (int d = 0; d < dim; ++d) acc[d] *= inverse;
+  }
+}
+
+}  // namespace
+
+const Kernels& Avx2Kernels() {
+  static const Kernels table{"avx2", 2, 2, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  return table;
+}
+
+}  // namespace elasticmoe::compute

@@ -1,0 +1,109 @@
+// The slow, plain truth: float32 everywhere, one loop a formula. What the SIMD tables are tested against, and what
+// runs where there is no SIMD.
+//
+// K of a block: [head_dim][16 tokens] float32; V: [16 tokens][head_dim] float32.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "compute/kernel_tables.h"
+
+namespace elasticmoe::compute {
+namespace {
+
+void ToActivation(const float* in, int count, void* out) { std::memcpy(out, in, std::size_t(count) * sizeof(float)); }
+
+float Dot(const PackedMatrix& w, int output, const float* x) {
+  const std::size_t pairs = static_cast<std::size_t>((w.k + 1) / 2);
+  const Bf16* in = w.data + (output / kPanel) * pairs * kPanel * 2 + (output % kPanel) * 2;
+  float sum = 0;
+  for (int i = 0; i < w.k; ++i) sum += x[i] * ToFloat(in[std::size_t(i / 2) * kPanel * 2 + i % 2]);
+  return sum;
+}
+
+void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end, float* const* out) {
+  for (int i = 0; i < m; ++i)
+    for (int j = panel_begin * kPanel; j < panel_end * kPanel && j < w.n; ++j)
+      out[i][j] = Dot(w, j, static_cast<const float*>(rows[i]));
+}
+
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin, int panel_end,
+            void* const* out) {
+  for (int i = 0; i < m; ++i) {
+    for (int j = panel_begin * kPanel; j < panel_end * kPanel && j < gate.n; ++j) {
+      const float g = Dot(gate, j, static_cast<const float*>(rows[i]));
+      const float u = Dot(up, j, static_cast<const float*>(rows[i]));
+      static_cast<float*>(out[i])[j] = g / (1.0F + std::exp(-g)) * u;
+    }
+  }
+}
+
+void Router(const float* x, const float* w, int experts, int hidden, float* logits) {
+  for (int e = 0; e < experts; ++e) {
+    float sum = 0;
+    for (int i = 0; i < hidden; ++i) sum += x[i] * w[std::size_t(e) * hidden + i];
+    logits[e] = sum;
+  }
+}
+
+float* KeyOf(const KvLayout& kv, int layer, int head, std::byte* block) {
+  return reinterpret_cast<float*>(block + layer * kv.LayerBytes() + head * kv.HeadBytes());
+}
+float* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
+  return reinterpret_cast<float*>(block + layer * kv.LayerBytes() + (kv.kv_heads + head) * kv.HeadBytes());
+}
+
+void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
+  for (int head = 0; head < kv.kv_heads; ++head) {
+    float* keys = KeyOf(kv, layer, head, block);
+    float* values = ValueOf(kv, layer, head, block);
+    for (int d = 0; d < kv.head_dim; ++d) {
+      keys[d * kBlockTokens + slot] = k[head * kv.head_dim + d];
+      values[slot * kv.head_dim + d] = v[head * kv.head_dim + d];
+    }
+  }
+}
+
+void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table, int tokens, const float* q, int group,
+            float scale, float* out) {
+  const KvLayout& kv = cache.layout;
+  for (int g = 0; g < group; ++g) {
+    float* acc = out + g * kv.head_dim;
+    for (int d = 0; d < kv.head_dim; ++d) acc[d] = 0;
+    float largest = -std::numeric_limits<float>::infinity();
+    float sum = 0;
+    for (int begin = 0; begin < tokens; begin += kBlockTokens) {
+      std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
+      const float* keys = KeyOf(kv, layer, kv_head, block);
+      const float* values = ValueOf(kv, layer, kv_head, block);
+      const int count = std::min(kBlockTokens, tokens - begin);
+      float scores[kBlockTokens];
+      float block_largest = largest;
+      for (int t = 0; t < count; ++t) {
+        float score = 0;
+        for (int d = 0; d < kv.head_dim; ++d) score += q[g * kv.head_dim + d] * keys[d * kBlockTokens + t];
+        scores[t] = score * scale;
+        block_largest = std::max(block_largest, scores[t]);
+      }
+      const float rescale = std::exp(largest - block_largest);
+      sum *= rescale;
+      for (int d = 0; d < kv.head_dim; ++d) acc[d] *= rescale;
+      for (int t = 0; t < count; ++t) {
+        const float p = std::exp(scores[t] - block_largest);
+        sum += p;
+        for (int d = 0; d < kv.head_dim; ++d) acc[d] += p * values[t * kv.head_dim + d];
+      }
+      largest = block_largest;
+    }
+    for (int d = 0; d < kv.head_dim; ++d) acc[d] /= sum;
+  }
+}
+
+}  // namespace
+
+const Kernels& ReferenceKernels() {
+  static const Kernels table{"reference", 4, 4, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  return table;
+}
+
+}  // namespace elasticmoe::compute
