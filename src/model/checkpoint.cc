@@ -233,7 +233,7 @@ Status Read(Checkpoint& checkpoint) {
   EM_RETURN_IF_ERROR(CheckDirectory(checkpoint.directory));
   const fs::path path = checkpoint.directory / "config.json";
   EM_ASSIGN_OR_RETURN(const Json config, ReadJson(path, kConfigLimitBytes));
-  const auto family = FindFamily(config);
+  const auto family = FamilyOf(config);
   auto spec = family ? (*family)->Spec(config) : tl::unexpected<Error>(family.error());
   if (!spec) return Within(fmt::format("reading {}", path.string()), std::move(spec.error()));
   checkpoint.spec = *std::move(spec);

@@ -27,7 +27,7 @@ Expected<const Family*> FindFamily(std::string_view model_type) {
               Shown(std::string(model_type)), fmt::join(names, ", "));
 }
 
-Expected<const Family*> FindFamily(const Json& config) {
+Expected<const Family*> FamilyOf(const Json& config) {
   EM_RETURN_IF_ERROR(IsObject(config));
   const Json* type = ConfigReader(config).Find("model_type");
   if (!type)

@@ -31,7 +31,7 @@ constexpr Tier kTiers[] = {
 };
 constexpr double kTiedBelow = 4e9;  // small models tie the head: it would be most of them
 
-Expected<const Family*> FamilyOf(const std::string& shape) {
+Expected<const Family*> FamilyOfShape(const std::string& shape) {
   std::string type = shape;
   std::ranges::replace(type, '-', '_');
   auto family = FindFamily(type);
@@ -158,7 +158,7 @@ Expected<std::uint64_t> ParseParameterCount(std::string_view text) {
 
 Expected<core::ModelSpec> PickShape(const MakeModelOptions& options) {
   EM_RETURN_IF_ERROR(CheckOverrides(options));
-  EM_ASSIGN_OR_RETURN(const Family* family, FamilyOf(options.shape));
+  EM_ASSIGN_OR_RETURN(const Family* family, FamilyOfShape(options.shape));
   const double wish = static_cast<double>(options.parameters);
   const Tier* tier = std::ranges::find_if(kTiers, [&](const Tier& t) { return wish < t.below; });
   if (tier == std::end(kTiers) || options.parameters == 0)
