@@ -34,12 +34,13 @@ Status ScriptedEngine::Validate(const core::GenerationRequest& request) const {
   if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "submitting: the prompt is empty");
   for (TokenId id : request.prompt)
     if (id < 0 || id >= options_.spec.vocab)
-      return Fail(ErrorCode::kInvalidArgument, "submitting: prompt token {} is outside of the vocabulary (size={})", id,
+      return Fail(ErrorCode::kInvalidArgument,
+                  "submitting: prompt token {} is outside of the vocabulary (size={})", id,
                   options_.spec.vocab);
   const std::size_t total = request.prompt.size() + static_cast<std::size_t>(request.max_tokens);
   if (total > static_cast<std::size_t>(options_.max_model_len))
-    return Fail(ErrorCode::kInvalidArgument, "submitting: prompt and max_tokens need {} tokens (limit={})", total,
-                options_.max_model_len);
+    return Fail(ErrorCode::kInvalidArgument, "submitting: prompt and max_tokens need {} tokens (limit={})",
+                total, options_.max_model_len);
   return {};
 }
 
@@ -48,7 +49,8 @@ Status ScriptedEngine::Submit(core::GenerationRequest request, Sink sink) {
   std::lock_guard lock(mutex_);
   if (stopping_) return Fail(ErrorCode::kUnavailable, "submitting: the engine is stopping");
   if (waiting_.size() >= static_cast<std::size_t>(options_.max_waiting))
-    return Fail(ErrorCode::kResourceExhausted, "submitting: the queue is full (limit={})", options_.max_waiting);
+    return Fail(ErrorCode::kResourceExhausted, "submitting: the queue is full (limit={})",
+                options_.max_waiting);
   auto entry = std::make_shared<Running>();
   entry->request = std::move(request);
   entry->sink = std::move(sink);
@@ -199,10 +201,11 @@ core::TokenEvent ScriptedEngine::Advance(Running& running) const {
   }
   const TokenId token = options_.next_token(request, running.generated);
   event.tokens.push_back(token);
-  if (request.sampling.logprobs >= 0)
-    event.logprobs.push_back(Logprob(token, request.sampling.logprobs));
+  if (request.sampling.logprobs >= 0) event.logprobs.push_back(Logprob(token, request.sampling.logprobs));
   ++running.generated;
-  const auto has = [token](const std::vector<TokenId>& ids) { return std::ranges::find(ids, token) != ids.end(); };
+  const auto has = [token](const std::vector<TokenId>& ids) {
+    return std::ranges::find(ids, token) != ids.end();
+  };
   const bool stops = has(request.stop_token_ids) || (!request.ignore_eos && has(options_.spec.eos_ids));
   if (stops && running.generated > request.min_tokens) {
     event.finish = core::FinishReason::kStop;

@@ -26,7 +26,8 @@ struct ScriptedEngineOptions {
   bool manual = false;
   std::chrono::nanoseconds step_interval{0};  // pace of the engine's own steps
 
-  // The token at `index` of the generation. Default: a hash of seed and index over the vocabulary without eos.
+  // The token at `index` of the generation. Default: a hash of seed and index over the vocabulary without
+  // eos.
   std::function<TokenId(const core::GenerationRequest&, int index)> next_token;
   // A text here ends the request with kError at that index.
   std::function<std::optional<std::string>(const core::GenerationRequest&, int index)> fail;

@@ -17,9 +17,9 @@ namespace elasticmoe::server {
 struct ApiError {
   int status = 400;
   std::string message;
-  std::string param;             // field at fault, "" = null
-  std::string code;              // machine-readable, "" = null
-  int retry_after_s = 0;         // 0 = no Retry-After header
+  std::string param;      // field at fault, "" = null
+  std::string code;       // machine-readable, "" = null
+  int retry_after_s = 0;  // 0 = no Retry-After header
 };
 
 template <class T>
@@ -44,14 +44,14 @@ HttpResponse ErrorResponse(const ApiError& error);
 }  // namespace elasticmoe::server
 
 // Like EM_RETURN_IF_ERROR and EM_ASSIGN_OR_RETURN, for ApiResult.
-#define API_RETURN_IF_ERROR(expression)                           \
-  do {                                                            \
-    if (auto api_status = (expression); !api_status)              \
+#define API_RETURN_IF_ERROR(expression)                                                     \
+  do {                                                                                      \
+    if (auto api_status = (expression); !api_status)                                        \
       return tl::unexpected<::elasticmoe::server::ApiError>(std::move(api_status.error())); \
   } while (false)
 #define API_ASSIGN_OR_RETURN(left, expression) \
   API_ASSIGN_OR_RETURN_INNER(EM_CONCAT(api_result_, __LINE__), left, expression)
-#define API_ASSIGN_OR_RETURN_INNER(result, left, expression)                                          \
-  auto result = (expression);                                                                         \
+#define API_ASSIGN_OR_RETURN_INNER(result, left, expression)                                     \
+  auto result = (expression);                                                                    \
   if (!result) return tl::unexpected<::elasticmoe::server::ApiError>(std::move(result.error())); \
   left = *std::move(result)

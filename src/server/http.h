@@ -22,7 +22,7 @@ struct HttpRequest {
   std::string rest;     // what the '*' of the route matched, percent-decoded
   HttpHeaders headers;  // names in lower case
   std::string body;
-  std::string id;       // the client's x-request-id where it is printable and short, else ours
+  std::string id;         // the client's x-request-id where it is printable and short, else ours
   TimeNs arrival_ns = 0;  // steady clock, when the header was complete
 
   // "" where the header is missing. REQUIRES: `name` in lower case.

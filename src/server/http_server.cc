@@ -268,10 +268,11 @@ class Session : public std::enable_shared_from_this<Session> {
 
   // Over the limit of connections: the answer is sent, the rest is read and thrown away.
   asio::awaitable<void> Refuse(std::shared_ptr<Session> self) {
-    co_await SendSimple({.status = 503,
-                         .message = fmt::format("too many connections (limit={})", shared_.options.max_connections),
-                         .code = "too_many_connections",
-                         .retry_after_s = 1});
+    co_await SendSimple(
+        {.status = 503,
+         .message = fmt::format("too many connections (limit={})", shared_.options.max_connections),
+         .code = "too_many_connections",
+         .retry_after_s = 1});
     co_await Linger();
     error_code ignored;
     socket_.close(ignored);
@@ -396,7 +397,8 @@ class Session : public std::enable_shared_from_this<Session> {
     } catch (const std::exception& e) {  // bad_alloc, or a library's: one request fails, not the server
       LogError("answering {} {}: {}", exchange->Request().method, exchange->Request().path, e.what());
       if (!exchange->begun)
-        exchange->Respond(ErrorResponse({.status = 500, .message = "internal error", .code = "internal_error"}));
+        exchange->Respond(
+            ErrorResponse({.status = 500, .message = "internal error", .code = "internal_error"}));
       else
         exchange->Close();
     }
@@ -473,8 +475,8 @@ class Session : public std::enable_shared_from_this<Session> {
         }
         if (chunked && last) tail += "0\r\n\r\n";
       }
-      const std::array<asio::const_buffer, 4> pieces{asio::buffer(head), asio::buffer(frame), asio::buffer(body),
-                                                     asio::buffer(tail)};
+      const std::array<asio::const_buffer, 4> pieces{asio::buffer(head), asio::buffer(frame),
+                                                     asio::buffer(body), asio::buffer(tail)};
       SetDeadline(shared_.options.write_timeout);
       auto [ec, n] = co_await asio::async_write(socket_, pieces, kTuple);
       deadline_ = kNever;
@@ -514,7 +516,9 @@ class Session : public std::enable_shared_from_this<Session> {
     const HttpOptions& options = shared_.options;
     ApiError error;
     if (expired_) {
-      error = {.status = 408, .message = fmt::format("the request's {} did not arrive in time", part), .code = "timeout"};
+      error = {.status = 408,
+               .message = fmt::format("the request's {} did not arrive in time", part),
+               .code = "timeout"};
     } else if (ec == http::error::body_limit) {
       error = {.status = 413,
                .message = fmt::format("the body is larger than {} bytes", options.max_body_bytes),
@@ -527,7 +531,8 @@ class Session : public std::enable_shared_from_this<Session> {
                ec.category() != http::make_error_code(http::error::bad_method).category()) {
       co_return;  // the client is gone
     } else {
-      error = {.status = 400, .message = fmt::format("not HTTP/1.1: {}", ec.message()), .code = "bad_request"};
+      error = {
+          .status = 400, .message = fmt::format("not HTTP/1.1: {}", ec.message()), .code = "bad_request"};
     }
     co_await SendSimple(error);
     linger_ = true;
@@ -536,9 +541,9 @@ class Session : public std::enable_shared_from_this<Session> {
   asio::awaitable<void> SendSimple(ApiError error) {
     const HttpResponse response = ErrorResponse(error);
     if (shared_.options.on_response) shared_.options.on_response("", "", response.status);
-    const std::string text =
-        HeadText(response, HttpRequest{}, false, fmt::format("Content-Length: {}\r\n", response.body.size())) +
-        response.body;
+    const std::string text = HeadText(response, HttpRequest{}, false,
+                                      fmt::format("Content-Length: {}\r\n", response.body.size())) +
+                             response.body;
     SetDeadline(shared_.options.write_timeout);
     co_await asio::async_write(socket_, asio::buffer(text), kTuple);  // lost: the connection ends anyway
     deadline_ = kNever;
@@ -588,8 +593,8 @@ int FitConnections(int connections) {
   }
   if (limit.rlim_cur >= wanted) return connections;
   const int fitting = std::max(16, static_cast<int>(limit.rlim_cur) - kMaxLingering - kReservedDescriptors);
-  LogWarn("max_connections lowered: wanted={} fitting={} (RLIMIT_NOFILE={}); raise ulimit -n", connections, fitting,
-          limit.rlim_cur);
+  LogWarn("max_connections lowered: wanted={} fitting={} (RLIMIT_NOFILE={}); raise ulimit -n", connections,
+          fitting, limit.rlim_cur);
   return fitting;
 }
 
@@ -614,8 +619,9 @@ struct HttpServer::Impl {
     const auto found = resolver.resolve(options.host, std::to_string(options.port),
                                         tcp::resolver::passive | tcp::resolver::numeric_service, ec);
     if (ec || found.empty())
-      return Fail(ErrorCode::kInvalidArgument, "listening: host={} cannot be resolved ({}); give an address of this machine",
-                  options.host, ec.message());
+      return Fail(ErrorCode::kInvalidArgument,
+                  "listening: host={} cannot be resolved ({}); give an address of this machine", options.host,
+                  ec.message());
     const tcp::endpoint endpoint = found.begin()->endpoint();
     acceptor = std::make_unique<tcp::acceptor>(context);
     accept_pause = std::make_unique<asio::steady_timer>(context);
@@ -655,7 +661,8 @@ struct HttpServer::Impl {
       const bool full = shared.connections - shared.lingering >= shared.options.max_connections;
       if (full && shared.lingering >= kMaxLingering) {
         static constexpr std::string_view kBusy =
-            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: "
+            "close\r\n\r\n";
         (void)!::send(socket.native_handle(), kBusy.data(), kBusy.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
         continue;
       }
@@ -663,17 +670,21 @@ struct HttpServer::Impl {
       auto start = [loop, full, this, socket = std::make_shared<tcp::socket>(std::move(socket))] {
         if (shared.stopping) return;
         auto session = std::make_shared<Session>(loop, shared, std::move(*socket));
-        asio::co_spawn(loop->context, full ? session->Refuse(session) : session->Run(session), asio::detached);
+        asio::co_spawn(loop->context, full ? session->Refuse(session) : session->Run(session),
+                       asio::detached);
       };
-      if (loop == loops[0]) start();
-      else loop->Post(std::move(start));
+      if (loop == loops[0])
+        start();
+      else
+        loop->Post(std::move(start));
     }
   }
 
   asio::awaitable<void> Sweep(Loop& loop) {
     const HttpOptions& o = shared.options;
     const auto shortest = std::min({o.idle_timeout, o.header_timeout, o.body_timeout, o.write_timeout});
-    const auto period = std::clamp(shortest / 4, std::chrono::milliseconds(5), std::chrono::milliseconds(250));
+    const auto period =
+        std::clamp(shortest / 4, std::chrono::milliseconds(5), std::chrono::milliseconds(250));
     while (!(shared.stopping && loop.sessions.empty())) {
       loop.sweep.expires_after(period);
       co_await loop.sweep.async_wait(kTuple);
@@ -721,11 +732,21 @@ HttpServer::~HttpServer() {
   Wait();
 }
 
-int HttpServer::Port() const { return impl_->port; }
-int HttpServer::Connections() const { return impl_->shared.connections; }
-int HttpServer::MaxConnections() const { return impl_->shared.options.max_connections; }
-void HttpServer::BeginStop() { impl_->Stop(false); }
-void HttpServer::StopNow() { impl_->Stop(true); }
+int HttpServer::Port() const {
+  return impl_->port;
+}
+int HttpServer::Connections() const {
+  return impl_->shared.connections;
+}
+int HttpServer::MaxConnections() const {
+  return impl_->shared.options.max_connections;
+}
+void HttpServer::BeginStop() {
+  impl_->Stop(false);
+}
+void HttpServer::StopNow() {
+  impl_->Stop(true);
+}
 
 void HttpServer::Wait() {
   std::lock_guard lock(impl_->wait_mutex);

@@ -21,19 +21,19 @@ namespace elasticmoe::server {
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  int port = 0;          // 0 = one that is free
-  int threads = 1;       // one is enough for 60k requests/s; more for TLS-like work in handlers
+  int port = 0;            // 0 = one that is free
+  int threads = 1;         // one is enough for 60k requests/s; more for TLS-like work in handlers
   int helper_threads = 1;  // for Exchange::Offload
   // Lowered to what RLIMIT_NOFILE leaves. Connections beyond it are answered 503 and closed.
   int max_connections = 4096;
-  std::size_t max_header_bytes = 32 << 10;          // 431
+  std::size_t max_header_bytes = 32 << 10;             // 431
   std::size_t max_body_bytes = std::size_t{16} << 20;  // 413
-  std::size_t max_stream_buffer_bytes = 1 << 20;    // unsent bytes of one stream
-  std::chrono::milliseconds idle_timeout{75'000};   // between requests of a connection
-  std::chrono::milliseconds header_timeout{10'000}; // first to last byte of a header
-  std::chrono::milliseconds body_timeout{60'000};   // a whole body
-  std::chrono::milliseconds write_timeout{30'000};  // until the kernel takes a piece
-  std::string cors_origin = "*";                    // "" = no CORS headers
+  std::size_t max_stream_buffer_bytes = 1 << 20;       // unsent bytes of one stream
+  std::chrono::milliseconds idle_timeout{75'000};      // between requests of a connection
+  std::chrono::milliseconds header_timeout{10'000};    // first to last byte of a header
+  std::chrono::milliseconds body_timeout{60'000};      // a whole body
+  std::chrono::milliseconds write_timeout{30'000};     // until the kernel takes a piece
+  std::string cors_origin = "*";                       // "" = no CORS headers
   // Called on the I/O thread when an answer's status is known. `route` is the pattern, "" where none matched.
   std::function<void(std::string_view method, std::string_view route, int status)> on_response;
 };

@@ -37,9 +37,10 @@ Router::Match Router::Find(const HttpRequest& request) const {
   std::shared_lock lock(mutex_);
   const Node* node = FindNode(request.path, &match.rest);
   if (node == nullptr) {
-    match.refusal = ErrorResponse({.status = 404,
-                                   .message = fmt::format("no such path: {} {}", request.method, request.path),
-                                   .code = "not_found"});
+    match.refusal =
+        ErrorResponse({.status = 404,
+                       .message = fmt::format("no such path: {} {}", request.method, request.path),
+                       .code = "not_found"});
     return match;
   }
   std::string allow;

@@ -15,7 +15,7 @@ namespace elasticmoe::server {
 
 struct Route {
   std::string method;
-  std::string path;  // "/v1/models", or "/v1/models/*" for everything below (not empty)
+  std::string path;     // "/v1/models", or "/v1/models/*" for everything below (not empty)
   bool guarded = true;  // asks the guard first (API keys)
   Handler handler;
 };
