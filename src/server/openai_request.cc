@@ -395,9 +395,8 @@ ApiResult<CompletionRequest> ParseCompletionRequest(const Json& body, const Requ
   CompletionRequest out;
   ReadSampling(fields, limits, out);
   ReadPrompts(fields, limits, out);
-  int max_tokens = 16;  // OpenAI's default
-  fields.Read("max_tokens", max_tokens, 0, kMaxInt);
-  out.max_tokens = max_tokens;
+  if (auto max_tokens = fields.Integer("max_tokens", 0, kMaxInt))
+    out.max_tokens = static_cast<int>(*max_tokens);
   fields.Read("logprobs", out.sampling.logprobs, 0, core::kMaxTopLogprobs);
   fields.Read("echo", out.echo);
   if (auto suffix = fields.String("suffix"); suffix && !suffix->empty())

@@ -1,4 +1,6 @@
+// Apart from the rest, so that what uses no chat template does not link its engine.
 #include "model/chat_template.h"
+#include "server/api_server.h"
 #include "server/text_tools.h"
 
 namespace elasticmoe::server {
@@ -12,6 +14,12 @@ TextTools MakeTextTools(const model::Tokenizer* tokenizer, const model::ChatTemp
     };
   }
   return text;
+}
+
+Expected<std::unique_ptr<ApiServer>> ApiServer::Start(ServerOptions options, runtime::Engine& engine,
+                                                      const model::Tokenizer* tokenizer,
+                                                      const model::ChatTemplate* chat_template) {
+  return Start(std::move(options), engine, MakeTextTools(tokenizer, chat_template));
 }
 
 }  // namespace elasticmoe::server
