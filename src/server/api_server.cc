@@ -162,7 +162,8 @@ Expected<std::unique_ptr<ApiServer>> ApiServer::Start(ServerOptions options, run
     context->metrics.HttpResponse(method, route, status);
   };
   impl->AddRoutes();
-  EM_ASSIGN_OR_RETURN(impl->http, HttpServer::Start(std::move(http), impl->router));
+  EM_ASSIGN_OR_RETURN(impl->http, HttpServer::Listen(std::move(http), impl->router));
+  impl->http->Run();
   return std::unique_ptr<ApiServer>(new ApiServer(std::move(impl)));
 }
 

@@ -31,7 +31,7 @@ struct ServerOptions {
 class ApiServer {
  public:
   // Serves until stopped. `engine`, `tokenizer` and `chat_template` must outlive it; the last two may be
-  // nullptr. Errors: those of HttpServer::Start.
+  // nullptr. Errors: those of HttpServer::Listen.
   static Expected<std::unique_ptr<ApiServer>> Start(ServerOptions options, runtime::Engine& engine,
                                                     const model::Tokenizer* tokenizer,
                                                     const model::ChatTemplate* chat_template);

@@ -40,9 +40,10 @@ struct HttpOptions {
 
 class HttpServer {
  public:
-  // Binds and starts the threads. Errors: kUnavailable (address in use), kInvalidArgument (no such host),
-  // kResourceExhausted; the message says what to do. `router` must outlive the server.
-  static Expected<std::unique_ptr<HttpServer>> Start(HttpOptions options, const Router& router);
+  // Binds the address; connections wait until Run. Errors: kUnavailable (address in use), kInvalidArgument
+  // (no such host, no right to the port); the message says what to do. `router` must outlive the server.
+  static Expected<std::unique_ptr<HttpServer>> Listen(HttpOptions options, const Router& router);
+  void Run();     // starts the threads; once
   ~HttpServer();  // StopNow and Wait
 
   int Port() const;
