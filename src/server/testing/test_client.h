@@ -104,7 +104,7 @@ class TestClient {
       response.complete = buffer_.size() >= length;
       response.body = buffer_.substr(0, length);
       buffer_.erase(0, length);
-    } else if (response.headers["transfer-encoding"] == "chunked") {
+    } else if (response.headers.contains("transfer-encoding")) {
       ReadChunks(response);
     } else {
       while (Fill()) {
