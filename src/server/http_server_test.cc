@@ -17,18 +17,24 @@ class Http : public testing::Test {
  protected:
   void StartServer(HttpOptions options = {}) {
     router_.Add({.method = "GET", .path = "/hello", .handler = Plain([](const HttpRequest& request) {
-                   return HttpResponse{.content_type = "text/plain", .body = "hello " + request.query};
-                 })});
+                                                      return HttpResponse{.content_type = "text/plain",
+                                                                          .body = "hello " + request.query};
+                                                    })});
     router_.Add({.method = "POST", .path = "/echo", .handler = Plain([](const HttpRequest& request) {
-                   return HttpResponse{.content_type = "text/plain", .body = request.body};
-                 })});
+                                                      return HttpResponse{.content_type = "text/plain",
+                                                                          .body = request.body};
+                                                    })});
     router_.Add({.method = "GET", .path = "/below/*", .handler = Plain([](const HttpRequest& request) {
-                   return HttpResponse{.content_type = "text/plain", .body = request.rest};
-                 })});
-    router_.Add({.method = "POST", .path = "/throw", .handler = [](const std::shared_ptr<Exchange>&) { throw std::bad_alloc(); }});
-    router_.Add({.method = "POST", .path = "/held", .handler = [this](const std::shared_ptr<Exchange>& exchange) {
-                   held_.set_value(exchange);
+                                                        return HttpResponse{.content_type = "text/plain",
+                                                                            .body = request.rest};
+                                                      })});
+    router_.Add({.method = "POST", .path = "/throw", .handler = [](const std::shared_ptr<Exchange>&) {
+                   throw std::bad_alloc();
                  }});
+    router_.Add(
+        {.method = "POST", .path = "/held", .handler = [this](const std::shared_ptr<Exchange>& exchange) {
+           held_.set_value(exchange);
+         }});
     auto server = HttpServer::Listen(std::move(options), router_);
     ASSERT_TRUE(server) << server.error().message;
     server_ = *std::move(server);
@@ -67,7 +73,8 @@ TEST_F(Http, KeepsTheConnectionAndAnswersInOrder) {
   StartServer();
   TestClient client = Client();
   for (int i = 0; i < 3; ++i) EXPECT_EQ(client.Call("GET", "/hello?a=1").body, "hello a=1");
-  client.Send(TestClient::Text("GET", "/hello?1") + TestClient::Text("POST", "/echo", "two") + TestClient::Text("GET", "/hello?3"));
+  client.Send(TestClient::Text("GET", "/hello?1") + TestClient::Text("POST", "/echo", "two") +
+              TestClient::Text("GET", "/hello?3"));
   EXPECT_EQ(client.Read().body, "hello 1");
   EXPECT_EQ(client.Read().body, "two");
   EXPECT_EQ(client.Read().body, "hello 3");
@@ -111,7 +118,8 @@ TEST_F(Http, EchoesOrMakesARequestId) {
   StartServer();
   TestClient client = Client();
   EXPECT_EQ(client.Call("GET", "/hello", "", "X-Request-Id: abc-1\r\n").headers.at("x-request-id"), "abc-1");
-  const std::string made = client.Call("GET", "/hello", "", "X-Request-Id: a b\r\n").headers.at("x-request-id");
+  const std::string made =
+      client.Call("GET", "/hello", "", "X-Request-Id: a b\r\n").headers.at("x-request-id");
   EXPECT_EQ(made.size(), 16U);
   EXPECT_NE(client.Call("GET", "/hello").headers.at("x-request-id"), made);
 }
@@ -119,7 +127,9 @@ TEST_F(Http, EchoesOrMakesARequestId) {
 TEST_F(Http, TakesChunkedBodiesAndExpect100) {
   StartServer();
   TestClient client = Client();
-  client.Send("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n");
+  client.Send(
+      "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: "
+      "chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n");
   EXPECT_EQ(client.Read().body, "abcdefg");
   client.Send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
   EXPECT_EQ(client.Read().status, 100);
@@ -153,10 +163,11 @@ TEST_F(Http, RefusesLargeBodiesAndHeaders) {
 
 TEST_F(Http, SurvivesBytesThatAreNoHttp) {
   StartServer();
-  for (std::string_view bytes : {"\x16\x03\x01\x02 tls hello \r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n",
-                                 "POST /echo HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-                                 "POST /echo HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
-                                 "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"}) {
+  for (std::string_view bytes :
+       {"\x16\x03\x01\x02 tls hello \r\n\r\n", "GET\r\n\r\n", "GET / HTTP/9.9\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde",
+        "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"}) {
     TestClient client = Client();
     client.Send(bytes);
     const TestResponse response = client.Read();
@@ -267,7 +278,9 @@ TEST_F(Http, DisconnectsAClientThatReadsTooSlowly) {
 }
 
 TEST_F(Http, TimesOutIdleAndSlowConnections) {
-  StartServer({.idle_timeout = milliseconds(40), .header_timeout = milliseconds(40), .body_timeout = milliseconds(40)});
+  StartServer({.idle_timeout = milliseconds(40),
+               .header_timeout = milliseconds(40),
+               .body_timeout = milliseconds(40)});
   TestClient idle = Client(), header = Client(), body = Client();
   header.Send("GET /hello HTTP/1.1\r\nHo");
   body.Send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc");

@@ -74,10 +74,11 @@ class SocketSession final : public HttpSession, public std::enable_shared_from_t
   // Over the limit of connections: the answer is sent, the rest is read and thrown away.
   asio::awaitable<void> Refuse(std::shared_ptr<SocketSession> self) {
     // A named value: g++ 12 destroys a braced temporary of a co_await expression twice.
-    const ApiError full{.status = 503,
-                        .message = fmt::format("too many connections (limit={})", shared_.options.max_connections),
-                        .code = "too_many_connections",
-                        .retry_after_s = 1};
+    const ApiError full{
+        .status = 503,
+        .message = fmt::format("too many connections (limit={})", shared_.options.max_connections),
+        .code = "too_many_connections",
+        .retry_after_s = 1};
     co_await SendSimple(full);
     co_await Linger();
     error_code ignored;
