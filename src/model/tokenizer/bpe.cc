@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/rng.h"
 #include "model/tokenizer/unicode.h"
 
 namespace elasticmoe::model {
@@ -31,9 +32,9 @@ Expected<Bpe> Bpe::FromJson(TokenizerJson& json, bool byte_level) {
     return Fail(ErrorCode::kInvalidArgument, "model: missing or no object");
   if (const PlainJson* type = Member(*model, "type"); type != nullptr && *type != "BPE")
     return Fail(ErrorCode::kUnimplemented, "model.type={} is not supported (supported: BPE)", type->dump());
+  if (!json.malformed.empty()) return Fail(ErrorCode::kInvalidArgument, "model.{}", json.malformed);
   if (!json.has_vocab) return Fail(ErrorCode::kInvalidArgument, "model.vocab: missing");
   if (!json.has_merges) return Fail(ErrorCode::kInvalidArgument, "model.merges: missing");
-  if (!json.malformed.empty()) return Fail(ErrorCode::kInvalidArgument, "model.{}", json.malformed);
 
   Bpe out;
   out.byte_level_ = byte_level;
@@ -97,6 +98,7 @@ Status Bpe::AddMerges(std::vector<std::pair<std::string, std::string>> merges) {
   for (; slots < 2 * merges.size(); slots *= 2) ++bits;
   merges_.resize(slots);
   merges_shift_ = 64 - bits;
+  if (!byte_level_) joints_.resize(16 * slots);
   std::string joined;
   for (std::size_t rank = 0; rank < merges.size(); ++rank) {
     const auto& [left, right] = merges[rank];
@@ -113,8 +115,25 @@ Status Bpe::AddMerges(std::vector<std::pair<std::string, std::string>> merges) {
     const std::uint64_t pair = PairOf(id[0], id[1]);
     // A pair that comes again gets the later rank.
     merges_[SlotOf(pair)] = {pair, static_cast<std::uint32_t>(rank), id[2]};
+    if (joints_.empty() || left.empty() || right.empty()) continue;
+    // Both sides may be symbols that a text begins with (bytes, the unknown token), or end and start in
+    // characters.
+    std::size_t last = left.size() - 1;
+    while (last > 0 && (static_cast<unsigned char>(left[last]) & 0xC0) == 0x80) --last;
+    const TokenId left_ids[] = {id[0], Find(left.substr(last)).value_or(id[0])};
+    const TokenId right_ids[] = {id[1], Find(right.substr(0, CharBytes(right, 0))).value_or(id[1])};
+    for (const TokenId l : left_ids)
+      for (const TokenId r : right_ids) AddJoint(l, r);
   }
   return {};
+}
+
+void Bpe::AddJoint(TokenId left, TokenId right) {
+  joints_[Mix64(PairOf(left, right)) & (joints_.size() - 1)] = true;
+}
+
+bool Bpe::MayJoin(TokenId left, TokenId right) const {
+  return joints_.empty() || joints_[Mix64(PairOf(left, right)) & (joints_.size() - 1)];
 }
 
 std::size_t Bpe::SlotOf(std::uint64_t pair) const {
@@ -185,14 +204,20 @@ void Bpe::Encode(std::string_view piece, Scratch& scratch, std::vector<TokenId>&
       return;
     }
   }
-  scratch.ids.clear();
-  Split(piece, scratch.ids);
-  EM_CHECK(scratch.ids.size() < std::numeric_limits<std::int32_t>::max());
-  if (scratch.ids.size() <= kShortPiece)
-    MergeShort(scratch);
-  else
-    MergeLong(scratch);
-  out.insert(out.end(), scratch.ids.begin(), scratch.ids.end());
+  auto& all = scratch.characters;
+  all.clear();
+  Split(piece, all);
+  EM_CHECK(all.size() < std::numeric_limits<std::int32_t>::max());
+  for (std::size_t begin = 0, end = 0; begin < all.size(); begin = end) {
+    for (end = begin + 1; end < all.size() && MayJoin(all[end - 1], all[end]);) ++end;
+    scratch.ids.assign(all.begin() + static_cast<std::ptrdiff_t>(begin),
+                       all.begin() + static_cast<std::ptrdiff_t>(end));
+    if (scratch.ids.size() <= kShortPiece)
+      MergeShort(scratch);
+    else
+      MergeLong(scratch);
+    out.insert(out.end(), scratch.ids.begin(), scratch.ids.end());
+  }
 }
 
 void Bpe::MergeShort(Scratch& scratch) const {

@@ -40,7 +40,8 @@ class Bpe {
       std::int32_t at;  // index of the left symbol
       TokenId result;
     };
-    std::vector<TokenId> ids;
+    std::vector<TokenId> characters;  // of the whole piece
+    std::vector<TokenId> ids;         // of the part that is merged
     std::vector<std::uint32_t> ranks;
     std::vector<TokenId> results;
     std::vector<Symbol> symbols;
@@ -71,6 +72,9 @@ class Bpe {
   const Merge* FindMerge(TokenId left, TokenId right) const;
   std::size_t SlotOf(std::uint64_t pair) const;
 
+  void AddJoint(TokenId left, TokenId right);
+  bool MayJoin(TokenId left, TokenId right) const;
+
   void Split(std::string_view piece, std::vector<TokenId>& ids) const;
   void MergeShort(Scratch& scratch) const;  // by scanning: quick for words, n² in general
   void MergeLong(Scratch& scratch) const;   // by a heap
@@ -81,6 +85,10 @@ class Bpe {
   std::unordered_map<std::string, TokenId> pieces_;    // whole pieces that need no merging (ignore_merges)
   std::vector<Merge> merges_;                          // open addressing, a power of two, at most half full
   int merges_shift_ = 64;
+  // Which symbols stand side by side inside of any merge, by hash: no bit, no merge over that place. So a
+  // text without pre-tokenizer falls into parts of the size of words. Empty (all may) where pieces are short
+  // anyway.
+  std::vector<bool> joints_;
 
   bool byte_level_ = false;
   bool ignore_merges_ = false;

@@ -52,6 +52,33 @@ TEST(BundledTokenizer, EqualsTheRustLibraryOnAllGoldens) {
   ExpectGoldens(ELASTICMOE_MODELS "/demo", "demo");
 }
 
+// Small tokenizers made for one path each (tools/make_tokenizer_fixtures.mjs).
+TEST(MadeTokenizers, EqualTheRustLibraryOnEveryPath) {
+  const auto text = ReadFile(ELASTICMOE_TESTDATA "/tokenizers/made.json");
+  ASSERT_TRUE(text) << text.error().message;
+  const Json made = ParseJson(*text).value();
+  ASSERT_EQ(made.size(), 31u);
+  for (const Json& one : made) {
+    const auto tokenizer = Tokenizer::FromJson(one["tokenizer"].dump(), "");
+    ASSERT_TRUE(tokenizer) << one["name"] << ": " << tokenizer.error().message;
+    const Tokenizer& t = **tokenizer;
+    ASSERT_GE(one["cases"].size(), 20u);
+    for (const Json& golden : one["cases"]) {
+      SCOPED_TRACE(one["name"].dump() + " on " + golden["text"].dump());
+      const auto input = golden["text"].get<std::string>();
+      const auto ids = golden["ids"].get<std::vector<TokenId>>();
+      EXPECT_EQ(t.Encode(input, false), ids);
+      EXPECT_EQ(t.Encode(input, true), golden.value("ids_special", ids));
+      const auto decoded = golden["decoded"].get<std::string>();
+      const auto skipped = golden.value("decoded_skip_special", decoded);
+      EXPECT_EQ(t.Decode(ids, false), decoded);
+      EXPECT_EQ(t.Decode(ids, true), skipped);
+      EXPECT_EQ(Streamed(t, ids, false), decoded);
+      EXPECT_EQ(Streamed(t, ids, true), skipped);
+    }
+  }
+}
+
 class RealTokenizers : public testing::TestWithParam<const char*> {};
 
 TEST_P(RealTokenizers, EqualTheRustLibraryOnAllGoldens) {
