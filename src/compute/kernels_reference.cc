@@ -2,6 +2,7 @@
 // runs where there is no SIMD.
 //
 // K of a block: [head_dim][16 tokens] float32; V: [16 tokens][head_dim] float32.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -13,27 +14,37 @@ namespace {
 
 void ToActivation(const float* in, int count, void* out) { std::memcpy(out, in, std::size_t(count) * sizeof(float)); }
 
-float Dot(const PackedMatrix& w, int output, const float* x) {
-  const std::size_t pairs = static_cast<std::size_t>((w.k + 1) / 2);
-  const Bf16* in = w.data + (output / kPanel) * pairs * kPanel * 2 + (output % kPanel) * 2;
-  float sum = 0;
-  for (int i = 0; i < w.k; ++i) sum += x[i] * ToFloat(in[std::size_t(i / 2) * kPanel * 2 + i % 2]);
-  return sum;
+// sums[j] = x . output j of the panel, each added front to back.
+void PanelDot(const PackedMatrix& w, int panel, const float* x, float (&sums)[kPanel]) {
+  const Bf16* in = w.data + std::size_t(panel) * ((w.k + 1) / 2) * kPanel * 2;
+  for (float& sum : sums) sum = 0;
+  for (int i = 0; i < w.k; ++i) {
+    const Bf16* column = in + std::size_t(i / 2) * kPanel * 2 + i % 2;
+    for (int j = 0; j < kPanel; ++j) sums[j] += x[i] * ToFloat(column[j * 2]);
+  }
 }
 
 void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end, float* const* out) {
-  for (int i = 0; i < m; ++i)
-    for (int j = panel_begin * kPanel; j < panel_end * kPanel && j < w.n; ++j)
-      out[i][j] = Dot(w, j, static_cast<const float*>(rows[i]));
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    const int begin = panel * kPanel;
+    for (int i = 0; i < m; ++i) {
+      float sums[kPanel];
+      PanelDot(w, panel, static_cast<const float*>(rows[i]), sums);
+      std::copy(sums, sums + std::min(kPanel, w.n - begin), out[i] + begin);
+    }
+  }
 }
 
 void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin, int panel_end,
             void* const* out) {
-  for (int i = 0; i < m; ++i) {
-    for (int j = panel_begin * kPanel; j < panel_end * kPanel && j < gate.n; ++j) {
-      const float g = Dot(gate, j, static_cast<const float*>(rows[i]));
-      const float u = Dot(up, j, static_cast<const float*>(rows[i]));
-      static_cast<float*>(out[i])[j] = g / (1.0F + std::exp(-g)) * u;
+  for (int panel = panel_begin; panel < panel_end; ++panel) {
+    const int begin = panel * kPanel;
+    for (int i = 0; i < m; ++i) {
+      float g[kPanel], u[kPanel];
+      PanelDot(gate, panel, static_cast<const float*>(rows[i]), g);
+      PanelDot(up, panel, static_cast<const float*>(rows[i]), u);
+      for (int j = 0; j < kPanel && begin + j < gate.n; ++j)
+        static_cast<float*>(out[i])[begin + j] = g[j] / (1.0F + std::exp(-g[j])) * u[j];
     }
   }
 }
