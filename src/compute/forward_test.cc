@@ -17,7 +17,13 @@ core::ModelSpec MixedSpec() {
   spec.vocab = 131;
   spec.hidden = 70;
   spec.max_positions = 128;
-  spec.attention = {.heads = 6, .kv_heads = 2, .head_dim = 26, .qk_norm = true, .qkv_bias = true, .rope_theta = 1e4, .scale = 0.2F};
+  spec.attention = {.heads = 6,
+                    .kv_heads = 2,
+                    .head_dim = 26,
+                    .qk_norm = true,
+                    .qkv_bias = true,
+                    .rope_theta = 1e4,
+                    .scale = 0.2F};
   spec.moe = {.experts = 7, .top_k = 3, .expert_width = 45, .renormalize = true};
   spec.layers = {{true, 0}, {false, 51}, {true, 0}};
   return spec;
@@ -76,9 +82,11 @@ TEST_P(BatchInvariance, BatchOf32WithOthersOnAnyNumberOfDevicesAndThreads) {
       const std::vector<int> cpus(devices, -1);
       ThreadPool threads(cpus);
       Driver driver(model, kernels_, threads, 400, 200, devices);
-      // 31 others with prompts of their own lengths; ours is prefilled in chunks of 10 among them, then one by one.
+      // 31 others with prompts of their own lengths; ours is prefilled in chunks of 10 among them, then one
+      // by one.
       std::vector<Driver::Part> parts;
-      for (int other = 1; other < 32; ++other) parts.push_back({other, Tokens(model.Spec(), 100 + other, 1 + other % 13)});
+      for (int other = 1; other < 32; ++other)
+        parts.push_back({other, Tokens(model.Spec(), 100 + other, 1 + other % 13)});
       std::vector<float> got;
       for (int begin = 0; begin < kTokens;) {
         const int end = begin < 30 ? begin + 10 : begin + 1;
@@ -87,13 +95,15 @@ TEST_P(BatchInvariance, BatchOf32WithOthersOnAnyNumberOfDevicesAndThreads) {
         std::size_t first_row = 0;
         for (std::size_t i = 0; i < place; ++i) first_row += parts[i].tokens.size();
         const std::vector<float> logits = driver.Step(parts);
-        got.insert(got.end(), logits.begin() + first_row * vocab, logits.begin() + (first_row + end - begin) * vocab);
+        got.insert(got.end(), logits.begin() + first_row * vocab,
+                   logits.begin() + (first_row + end - begin) * vocab);
         parts.erase(parts.begin() + place);
         for (Driver::Part& part : parts) part.tokens = Tokens(model.Spec(), 1000 + begin + part.sequence, 1);
         begin = end;
       }
       ASSERT_EQ(want.size(), got.size());
-      EXPECT_EQ(0, std::memcmp(want.data(), got.data(), want.size() * sizeof(float))) << devices << " devices";
+      EXPECT_EQ(0, std::memcmp(want.data(), got.data(), want.size() * sizeof(float)))
+          << devices << " devices";
     }
   }
 }

@@ -1,5 +1,5 @@
-// The forward pass against logits of the Hugging Face modeling code (tests/data/README.md) and against a plain
-// float64 transcription of the formulas.
+// The forward pass against logits of the Hugging Face modeling code (tests/data/README.md) and against a
+// plain float64 transcription of the formulas.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -20,14 +20,17 @@ using testing::TestModel;
 const std::filesystem::path kGoldens = std::filesystem::path(ELASTICMOE_TESTDATA) / "goldens";
 const int kNoCpu[] = {-1, -1};
 
-std::vector<TokenId> Ids(const Json& json) { return json.get<std::vector<TokenId>>(); }
+std::vector<TokenId> Ids(const Json& json) {
+  return json.get<std::vector<TokenId>>();
+}
 
 TokenId Best(const float* logits, std::size_t count) {
   return static_cast<TokenId>(std::max_element(logits, logits + count) - logits);
 }
 
 // Greedy continuation of `prompt`, `count` tokens, by a fresh driver.
-std::vector<TokenId> Greedy(const TestModel& model, const Kernels& kernels, const std::vector<TokenId>& prompt, std::size_t count) {
+std::vector<TokenId> Greedy(const TestModel& model, const Kernels& kernels,
+                            const std::vector<TokenId>& prompt, std::size_t count) {
   ThreadPool threads(kNoCpu);
   const int length = static_cast<int>(prompt.size() + count);
   Driver driver(model, kernels, threads, static_cast<int>(prompt.size()), length / kBlockTokens + 1);
@@ -97,7 +100,9 @@ TEST_P(Goldens, EveryTableIsCloseInDistribution) {
     ThreadPool threads(kNoCpu);
     Driver driver(model_, *kernels, threads, static_cast<int>(ids_.size()), 8);
     const Distance distance = Compare(want_, driver.Step({{0, ids_}}));
-    RecordProperty(fmt::format("kl_{}", kernels->name), fmt::format("{:.2e} worst {:.2e} best {:.4f}", distance.mean_kl, distance.largest_kl, distance.same_best));
+    RecordProperty(fmt::format("kl_{}", kernels->name),
+                   fmt::format("{:.2e} worst {:.2e} best {:.4f}", distance.mean_kl, distance.largest_kl,
+                               distance.same_best));
     EXPECT_LT(distance.mean_kl, 1e-3) << kernels->name;
     EXPECT_GE(distance.same_best, 0.97) << kernels->name;
   }
@@ -117,11 +122,13 @@ TEST_P(Goldens, ReferenceContinuesGreedily) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, Goldens,
-                         ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"}, Case{"mixtral", kGoldens / "mixtral"},
+                         ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"},
+                                           Case{"mixtral", kGoldens / "mixtral"},
                                            Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
                          [](const auto& info) { return std::string(info.param.name); });
 
-// ---- A second implementation: float64, no cache, no tricks -----------------------------------------------------
+// ---- A second implementation: float64, no cache, no tricks
+// -----------------------------------------------------
 
 using Vector = std::vector<double>;
 
@@ -135,7 +142,8 @@ Vector Times(const std::vector<float>& w, const Vector& x) {
 void Normalize(const std::vector<float>& weight, float eps, double* x) {
   double sum = 0;
   for (std::size_t i = 0; i < weight.size(); ++i) sum += x[i] * x[i];
-  for (std::size_t i = 0; i < weight.size(); ++i) x[i] *= weight[i] / std::sqrt(sum / static_cast<double>(weight.size()) + eps);
+  for (std::size_t i = 0; i < weight.size(); ++i)
+    x[i] *= weight[i] / std::sqrt(sum / static_cast<double>(weight.size()) + eps);
 }
 
 Vector Normed(const std::vector<float>& weight, float eps, Vector x) {
@@ -143,7 +151,8 @@ Vector Normed(const std::vector<float>& weight, float eps, Vector x) {
   return x;
 }
 
-Vector PlainMlp(const std::vector<float>& gate, const std::vector<float>& up, const std::vector<float>& down, const Vector& x) {
+Vector PlainMlp(const std::vector<float>& gate, const std::vector<float>& up, const std::vector<float>& down,
+                const Vector& x) {
   Vector g = Times(gate, x);
   const Vector u = Times(up, x);
   for (std::size_t i = 0; i < g.size(); ++i) g[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
@@ -162,9 +171,11 @@ Vector PlainMoe(const TestModel& model, int layer, const Vector& x) {
   for (int j = 0; j < moe.top_k; ++j) chosen += p[order[j]];
   Vector out(x.size());
   for (int j = 0; j < moe.top_k; ++j) {
-    const Vector y = PlainMlp(model.Plain(Role::kExpertGate, layer, order[j]), model.Plain(Role::kExpertUp, layer, order[j]),
+    const Vector y = PlainMlp(model.Plain(Role::kExpertGate, layer, order[j]),
+                              model.Plain(Role::kExpertUp, layer, order[j]),
                               model.Plain(Role::kExpertDown, layer, order[j]), x);
-    for (std::size_t i = 0; i < x.size(); ++i) out[i] += y[i] * p[order[j]] / (moe.renormalize ? chosen : sum);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      out[i] += y[i] * p[order[j]] / (moe.renormalize ? chosen : sum);
   }
   return out;
 }
@@ -185,7 +196,8 @@ std::vector<Vector> PlainAttention(const TestModel& model, int layer, const std:
         double* h = &y[head * dim];
         if (a.qk_norm) Normalize(model.Plain(norm, layer), spec.rms_eps, h);
         for (std::size_t i = 0; i < dim / 2; ++i) {
-          const double angle = static_cast<double>(t) * std::pow(a.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+          const double angle = static_cast<double>(t) * std::pow(a.rope_theta, -2.0 * static_cast<double>(i) /
+                                                                                   static_cast<double>(dim));
           const double first = h[i], second = h[i + dim / 2];
           h[i] = first * std::cos(angle) - second * std::sin(angle);
           h[i + dim / 2] = second * std::cos(angle) + first * std::sin(angle);
@@ -218,7 +230,8 @@ std::vector<Vector> PlainForward(const TestModel& model, const std::vector<Token
   const std::vector<float>& embedding = model.Plain(Role::kEmbedding);
   std::vector<Vector> residual;
   for (const TokenId token : tokens)
-    residual.emplace_back(embedding.begin() + std::ptrdiff_t(token) * spec.hidden, embedding.begin() + std::ptrdiff_t(token + 1) * spec.hidden);
+    residual.emplace_back(embedding.begin() + std::ptrdiff_t(token) * spec.hidden,
+                          embedding.begin() + std::ptrdiff_t(token + 1) * spec.hidden);
   for (int layer = 0; layer < spec.LayerCount(); ++layer) {
     const std::vector<Vector> attended = PlainAttention(model, layer, residual);
     for (std::size_t t = 0; t < tokens.size(); ++t) {
@@ -226,14 +239,16 @@ std::vector<Vector> PlainForward(const TestModel& model, const std::vector<Token
       for (int i = 0; i < spec.hidden; ++i) residual[t][i] += o[i];
       const Vector x = Normed(model.Plain(Role::kMlpNorm, layer), spec.rms_eps, residual[t]);
       const Vector y = spec.layers[layer].moe ? PlainMoe(model, layer, x)
-                                              : PlainMlp(model.Plain(Role::kDenseGate, layer), model.Plain(Role::kDenseUp, layer),
+                                              : PlainMlp(model.Plain(Role::kDenseGate, layer),
+                                                         model.Plain(Role::kDenseUp, layer),
                                                          model.Plain(Role::kDenseDown, layer), x);
       for (int i = 0; i < spec.hidden; ++i) residual[t][i] += y[i];
     }
   }
   std::vector<Vector> logits;
   for (const Vector& row : residual)
-    logits.push_back(Times(model.Plain(spec.tied_head ? Role::kEmbedding : Role::kLmHead), Normed(model.Plain(Role::kFinalNorm), spec.rms_eps, row)));
+    logits.push_back(Times(model.Plain(spec.tied_head ? Role::kEmbedding : Role::kLmHead),
+                           Normed(model.Plain(Role::kFinalNorm), spec.rms_eps, row)));
   return logits;
 }
 
@@ -244,7 +259,13 @@ TEST(Forward, AgreesWithThePlainFormulasOnAMixedModel) {
   spec.hidden = 46;
   spec.max_positions = 64;
   spec.rms_eps = 1e-5F;
-  spec.attention = {.heads = 6, .kv_heads = 2, .head_dim = 10, .qk_norm = false, .qkv_bias = true, .rope_theta = 500.0, .scale = 0.25F};
+  spec.attention = {.heads = 6,
+                    .kv_heads = 2,
+                    .head_dim = 10,
+                    .qk_norm = false,
+                    .qkv_bias = true,
+                    .rope_theta = 500.0,
+                    .scale = 0.25F};
   spec.moe = {.experts = 5, .top_k = 3, .expert_width = 21, .renormalize = false};
   spec.layers = {{false, 53}, {true, 0}, {false, 7}, {true, 0}};
   std::vector<TokenId> tokens;
@@ -259,7 +280,8 @@ TEST(Forward, AgreesWithThePlainFormulasOnAMixedModel) {
     Driver driver(model, *FindKernels("reference").value(), threads, 37, 3);
     const std::vector<float> got = driver.Step({{0, tokens}});
     double worst = 0;
-    for (std::size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - want[i / spec.vocab][i % spec.vocab]));
+    for (std::size_t i = 0; i < got.size(); ++i)
+      worst = std::max(worst, std::abs(got[i] - want[i / spec.vocab][i % spec.vocab]));
     RecordProperty("largest_difference", std::to_string(worst));
     EXPECT_LT(worst, 1e-4);
   }

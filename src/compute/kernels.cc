@@ -29,7 +29,8 @@ Expected<const Kernels*> FindKernels(std::string_view name) {
     if (table->name == name) return table;
     names += fmt::format(" {}", table->name);
   }
-  return Fail(ErrorCode::kInvalidArgument, "choosing kernels: {} is not to be had here; use auto or one of:{}", name, names);
+  return Fail(ErrorCode::kInvalidArgument,
+              "choosing kernels: {} is not to be had here; use auto or one of:{}", name, names);
 }
 
 }  // namespace elasticmoe::compute

@@ -41,7 +41,8 @@ void ApplyPenalties(const SampleInput& input, std::span<float> logits) {
     std::map<TokenId, int> seen = generated;
     for (const TokenId token : input.prompt) seen[token] = 1;
     for (const auto& [token, count] : seen)
-      logits[token] = logits[token] > 0 ? logits[token] / params.repetition_penalty : logits[token] * params.repetition_penalty;
+      logits[token] = logits[token] > 0 ? logits[token] / params.repetition_penalty
+                                        : logits[token] * params.repetition_penalty;
   }
   for (const auto& [token, count] : generated)
     logits[token] -= params.frequency_penalty * static_cast<float>(count) + params.presence_penalty;
@@ -49,7 +50,8 @@ void ApplyPenalties(const SampleInput& input, std::span<float> logits) {
 
 // The token at `point` (in [0, 1)) of the distribution exp(logit - largest) over candidates in their order.
 template <class Range, class LogitOf, class TokenOf>
-TokenId Draw(const Range& candidates, float largest, double point, const LogitOf& logit, const TokenOf& token) {
+TokenId Draw(const Range& candidates, float largest, double point, const LogitOf& logit,
+             const TokenOf& token) {
   double total = 0;
   for (const auto& c : candidates) total += std::exp(static_cast<double>(logit(c)) - largest);
   double left = point * total;
@@ -65,11 +67,13 @@ TokenId Draw(const Range& candidates, float largest, double point, const LogitOf
 }
 
 // Candidates that min_p, top_k and top_p leave, best first.
-std::vector<std::pair<float, TokenId>> Filter(std::span<const float> logits, const core::SamplingParams& params, float largest) {
+std::vector<std::pair<float, TokenId>> Filter(std::span<const float> logits,
+                                              const core::SamplingParams& params, float largest) {
   std::vector<std::pair<float, TokenId>> candidates;
   const float floor = params.min_p > 0 ? largest + std::log(params.min_p) : kMinusInfinity;
   for (std::size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] >= floor && logits[i] > kMinusInfinity) candidates.emplace_back(logits[i], static_cast<TokenId>(i));
+    if (logits[i] >= floor && logits[i] > kMinusInfinity)
+      candidates.emplace_back(logits[i], static_cast<TokenId>(i));
   if (params.top_k > 0 && static_cast<std::size_t>(params.top_k) < candidates.size()) {
     std::nth_element(candidates.begin(), candidates.begin() + params.top_k, candidates.end(), Better);
     candidates.resize(params.top_k);
@@ -140,7 +144,8 @@ core::TokenLogprob Sample(const SampleInput& input) {
     } else {
       const auto candidates = Filter(logits, params, largest);
       token = Draw(
-          candidates, largest, point, [](const auto& c) { return c.first; }, [](const auto& c) { return c.second; });
+          candidates, largest, point, [](const auto& c) { return c.first; },
+          [](const auto& c) { return c.second; });
     }
   }
   if (params.logprobs >= 0) return Score(raw, token, params.logprobs);

@@ -10,12 +10,12 @@
 namespace elasticmoe::compute {
 
 struct SampleInput {
-  std::span<float> logits;                      // [vocab], overwritten
+  std::span<float> logits;  // [vocab], overwritten
   const core::SamplingParams* params = nullptr;
-  std::span<const TokenId> banned;              // may not be chosen (min_tokens)
-  std::span<const TokenId> prompt;              // for penalties; may be empty where !NeedsHistory()
+  std::span<const TokenId> banned;  // may not be chosen (min_tokens)
+  std::span<const TokenId> prompt;  // for penalties; may be empty where !NeedsHistory()
   std::span<const TokenId> generated;
-  int position = 0;                             // of the token being chosen, in its sequence
+  int position = 0;  // of the token being chosen, in its sequence
 };
 
 // The token and, where params->logprobs >= 0, its logprob and alternatives under the raw logits.

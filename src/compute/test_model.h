@@ -1,6 +1,6 @@
-// For the tests of this module: models in private memory (read from a small checkpoint or made from a seed) and
-// a driver that takes sequences through Forward the way a worker does, experts included. Reads safetensors
-// trustingly: real checkpoints are model/checkpoint.h's.
+// For the tests of this module: models in private memory (read from a small checkpoint or made from a seed)
+// and a driver that takes sequences through Forward the way a worker does, experts included. Reads
+// safetensors trustingly: real checkpoints are model/checkpoint.h's.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,10 @@ struct Array {
 
 inline Array ReadNpy(const std::filesystem::path& path, std::size_t columns) {
   const std::string text = MustRead(path);
-  const std::size_t begin = 10 + static_cast<unsigned char>(text[8]) + 256 * static_cast<unsigned char>(text[9]);
-  EM_CHECK(text.substr(0, begin).find("'<f4', 'fortran_order': False") != std::string::npos, "{}", path.string());
+  const std::size_t begin =
+      10 + static_cast<unsigned char>(text[8]) + 256 * static_cast<unsigned char>(text[9]);
+  EM_CHECK(text.substr(0, begin).find("'<f4', 'fortran_order': False") != std::string::npos, "{}",
+           path.string());
   Array array{columns, std::vector<float>((text.size() - begin) / sizeof(float))};
   std::memcpy(array.values.data(), text.data() + begin, array.values.size() * sizeof(float));
   return array;
@@ -85,12 +87,15 @@ class TestModel {
  private:
   explicit TestModel(const core::ModelSpec& spec)
       : spec_(std::make_unique<core::ModelSpec>(spec)), layout_(spec), shared_blob_(layout_.SharedBytes()) {
-    for (int i = 0; i < spec.LayerCount() * spec.moe.experts; ++i) experts_.emplace_back(layout_.ExpertBytes());
+    for (int i = 0; i < spec.LayerCount() * spec.moe.experts; ++i)
+      experts_.emplace_back(layout_.ExpertBytes());
     shared_ = BindShared(*spec_, layout_, shared_blob_.data());
   }
   void Put(Role role, int layer, int expert, const void* source, DType type) {
     const TensorPlace& place = layout_.Place(role, layer);
-    PackTensor(place, source, type, expert < 0 ? shared_blob_.data() : experts_[std::size_t(layer) * spec_->moe.experts + expert].data());
+    PackTensor(
+        place, source, type,
+        expert < 0 ? shared_blob_.data() : experts_[std::size_t(layer) * spec_->moe.experts + expert].data());
     std::vector<float>& plain = plain_[{static_cast<int>(role), layer, expert}];
     plain.resize(std::size_t(place.n) * place.k);
     ConvertToFloat(source, type, plain.size(), plain.data());
@@ -134,7 +139,8 @@ inline TestModel TestModel::Load(const std::filesystem::path& directory) {
   const auto put = [&](Role role, int layer, int expert, const std::string& name) {
     const Json& tensor = header.at(name);
     EM_CHECK(tensor["dtype"] == "BF16", "{}", name);
-    model.Put(role, layer, expert, file.data() + 8 + header_bytes + tensor["data_offsets"][0].get<std::size_t>(), DType::kBf16);
+    model.Put(role, layer, expert,
+              file.data() + 8 + header_bytes + tensor["data_offsets"][0].get<std::size_t>(), DType::kBf16);
   };
   put(Role::kEmbedding, -1, -1, "model.embed_tokens.weight");
   put(Role::kFinalNorm, -1, -1, "model.norm.weight");
@@ -171,16 +177,21 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
     const bool norm = role == Role::kFinalNorm || role == Role::kAttentionNorm || role == Role::kQNorm ||
                       role == Role::kKNorm || role == Role::kMlpNorm;
     const bool embedding = role == Role::kEmbedding;
-    const double size = norm ? 0.3 : embedding ? 1.0 : role == Role::kRouter ? 3.0 : 1.7 / std::sqrt(static_cast<double>(place.k));
+    const double size = norm                    ? 0.3
+                        : embedding             ? 1.0
+                        : role == Role::kRouter ? 3.0
+                                                : 1.7 / std::sqrt(static_cast<double>(place.k));
     std::vector<Bf16> values(std::size_t(place.n) * place.k);
-    for (Bf16& value : values) value = ToBf16(static_cast<float>((norm ? 1.0 : 0.0) + size * (2 * rng.Uniform() - 1)));
+    for (Bf16& value : values)
+      value = ToBf16(static_cast<float>((norm ? 1.0 : 0.0) + size * (2 * rng.Uniform() - 1)));
     model.Put(role, layer, expert, values.data(), DType::kBf16);
   };
   put(Role::kEmbedding, -1);
   put(Role::kFinalNorm, -1);
   if (!spec.tied_head) put(Role::kLmHead, -1);
   for (int layer = 0; layer < spec.LayerCount(); ++layer) {
-    for (const Role role : {Role::kAttentionNorm, Role::kQ, Role::kK, Role::kV, Role::kO, Role::kMlpNorm}) put(role, layer);
+    for (const Role role : {Role::kAttentionNorm, Role::kQ, Role::kK, Role::kV, Role::kO, Role::kMlpNorm})
+      put(role, layer);
     if (spec.attention.qk_norm)
       for (const Role role : {Role::kQNorm, Role::kKNorm}) put(role, layer);
     if (spec.attention.qkv_bias)
@@ -188,7 +199,8 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
     if (spec.layers[layer].moe) {
       put(Role::kRouter, layer);
       for (int expert = 0; expert < spec.moe.experts; ++expert)
-        for (const Role role : {Role::kExpertGate, Role::kExpertUp, Role::kExpertDown}) put(role, layer, expert);
+        for (const Role role : {Role::kExpertGate, Role::kExpertUp, Role::kExpertDown})
+          put(role, layer, expert);
     } else {
       for (const Role role : {Role::kDenseGate, Role::kDenseUp, Role::kDenseDown}) put(role, layer);
     }
@@ -205,9 +217,14 @@ class Driver {
   };
 
   // `devices`: into how many calls of RunExperts the experts of a layer are spread.
-  Driver(const TestModel& model, const Kernels& kernels, ThreadPool& threads, int max_rows, int blocks, int devices = 1)
-      : model_(model), kernels_(kernels), threads_(threads), forward_(model.Spec(), kernels, threads, max_rows),
-        layout_(KvLayout::Of(model.Spec(), kernels.kv_element_bytes)), devices_(devices) {
+  Driver(const TestModel& model, const Kernels& kernels, ThreadPool& threads, int max_rows, int blocks,
+         int devices = 1)
+      : model_(model),
+        kernels_(kernels),
+        threads_(threads),
+        forward_(model.Spec(), kernels, threads, max_rows),
+        layout_(KvLayout::Of(model.Spec(), kernels.kv_element_bytes)),
+        devices_(devices) {
     for (int i = 0; i < blocks; ++i) {
       blocks_.emplace_back(layout_.BlockBytes()).Fill(0xff);
       chunks_.push_back(blocks_.back().data());
@@ -222,13 +239,16 @@ class Driver {
     for (const Part& part : parts) {
       Sequence& sequence = sequences_[part.sequence];
       const int end = sequence.length + static_cast<int>(part.tokens.size());
-      while (static_cast<int>(sequence.blocks.size()) * kBlockTokens < end) sequence.blocks.push_back(next_block_++);
+      while (static_cast<int>(sequence.blocks.size()) * kBlockTokens < end)
+        sequence.blocks.push_back(next_block_++);
       EM_CHECK(next_block_ <= blocks_.size());
-      chunks.push_back({static_cast<int>(tokens.size()), static_cast<int>(part.tokens.size()), sequence.length, {}});
+      chunks.push_back(
+          {static_cast<int>(tokens.size()), static_cast<int>(part.tokens.size()), sequence.length, {}});
       sequence.length = end;
       tokens.insert(tokens.end(), part.tokens.begin(), part.tokens.end());
     }
-    for (std::size_t i = 0; i < parts.size(); ++i) chunks[i].block_table = sequences_[parts[i].sequence].blocks;
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      chunks[i].block_table = sequences_[parts[i].sequence].blocks;
     const KvCache kv{layout_, chunks_.data(), 1};
     forward_.Begin(model_.Shared(), tokens, chunks);
     for (int layer = 0; layer < spec.LayerCount(); ++layer) {
@@ -261,7 +281,8 @@ class Driver {
     forward_.Route(layer, model_.Shared(), activations.data(), chosen.data(), mix.data());
     std::vector<std::vector<ExpertRow>> visits(spec.moe.experts);
     for (std::size_t i = 0; i < chosen.size(); ++i)
-      visits[chosen[i]].push_back({activations.data() + i / spec.moe.top_k * row_bytes, &outputs[i * spec.hidden]});
+      visits[chosen[i]].push_back(
+          {activations.data() + i / spec.moe.top_k * row_bytes, &outputs[i * spec.hidden]});
     for (int device = 0; device < devices_; ++device) {
       std::vector<ExpertBatch> batches;
       for (int expert = device; expert < spec.moe.experts; expert += devices_)
