@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "compute/exp.h"
 
 namespace elasticmoe::compute {
 namespace {
@@ -47,7 +48,7 @@ void ChooseExperts(const core::MoeSpec& moe, std::span<float> logits, std::int32
   const float largest = *std::max_element(logits.begin(), logits.end());
   float sum = 0;
   for (float& logit : logits) {
-    logit = std::exp(logit - largest);
+    logit = Exp(logit - largest);
     sum += logit;
   }
   for (int j = 0; j < moe.top_k; ++j) {
