@@ -131,9 +131,9 @@ struct Rows {
   std::vector<float*> out_rows;
   std::vector<void*> activation_rows;
   Rows(int m, int k, int n)
-      : in(Allocate<float>(std::size_t(m) * k, 0.0F)), out(Allocate<float>(std::size_t(m) * n, 0.0F)) {
+      : in(Allocate<float>(std::size_t(m) * (k + 16), 0.0F)), out(Allocate<float>(std::size_t(m) * n, 0.0F)) {
     for (int i = 0; i < m; ++i) {
-      in_rows.push_back(in.get() + std::size_t(i) * k);
+      in_rows.push_back(reinterpret_cast<const std::byte*>(in.get()) + std::size_t(i) * (k * 2 + 64));
       out_rows.push_back(out.get() + std::size_t(i) * n);
       activation_rows.push_back(out_rows.back());
     }

@@ -279,7 +279,7 @@ void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* b
 }  // namespace
 
 const Kernels& Avx2Kernels() {
-  static const Kernels table{"avx2", 2, 2, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  static const Kernels table{"avx2", 2, 2, false, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
   return table;
 }
 

@@ -4,49 +4,15 @@
 //
 // K of a block: [head_dim / 2][16 tokens][2] bf16 (16 tokens = 16 lanes of one dot product); V: [16
 // tokens][head_dim] bf16.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include "compute/kernel_tables.h"
+#include "compute/simd_avx512.h"
 
 namespace elasticmoe::compute {
 namespace {
-
-// e^x for x <= 88: 2^n * p(r), Cephes' polynomial on [-ln2/2, ln2/2], error below 2 ulp. Below -87 it gives
-// 0.
-inline __m512 Exp(__m512 x) {
-  const __m512 low = _mm512_set1_ps(-87.0F);
-  const __mmask16 tiny = _mm512_cmp_ps_mask(x, low, _CMP_LT_OQ);
-  x = _mm512_min_ps(_mm512_max_ps(x, low), _mm512_set1_ps(88.0F));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504F)),
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375F), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4F), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4F);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3F));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3F));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2F));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1F));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1F));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0F)));
-  return _mm512_maskz_mov_ps(static_cast<__mmask16>(~tiny), _mm512_scalef_ps(p, n));
-}
-
-// The first `count` lanes, all where there are more.
-inline __mmask16 FirstLanes(int count) {
-  return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1);
-}
-
-inline __m512bh AsBf16(__m512i v) {
-  return (__m512bh)v;
-}
-
-inline __m512 FloatOf(__m256i bf16) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
-}
 
 void ToActivation(const float* in, int count, void* out) {
   auto* to = static_cast<Bf16*>(out);
@@ -109,10 +75,6 @@ inline void Accumulate(const Bf16* const (&w)[kPanels], const Bf16* const* x, in
       }
     }
   }
-}
-
-inline const Bf16* PanelOf(const PackedMatrix& w, int panel) {
-  return w.data + std::size_t(panel) * ((w.k + 1) / 2) * kPanel * 2;
 }
 
 inline void StorePanel(float* out, int n, int panel, const __m512 (&acc)[2]) {
@@ -199,17 +161,9 @@ void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* co
   __m512 acc[kRows][2][2];
   Accumulate<kRows, 2>(panels, x, gate.k, acc);
   for (int r = 0; r < kRows; ++r) {
-    for (int half = 0; half < 2; ++half) {
-      const __m512 g = acc[r][0][half];
-      const __m512 sigmoid_divisor =
-          _mm512_add_ps(_mm512_set1_ps(1.0F), Exp(_mm512_sub_ps(_mm512_setzero_ps(), g)));
-      const __m512 value = _mm512_mul_ps(_mm512_div_ps(g, sigmoid_divisor), acc[r][1][half]);
-      const int begin = panel * kPanel + half * 16;
-      if (begin >= gate.n) break;
-      const int count = std::min(16, gate.n - begin);
-      _mm256_mask_storeu_epi16(static_cast<Bf16*>(out[r]) + begin, static_cast<__mmask16>((1u << count) - 1),
-                               (__m256i)_mm512_cvtneps_pbh(value));
-    }
+    for (int half = 0; half < 2; ++half)
+      StoreSilu(acc[r][0][half], acc[r][1][half], panel * kPanel + half * 16, gate.n,
+                static_cast<Bf16*>(out[r]));
   }
 }
 
@@ -396,7 +350,8 @@ void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* b
 }  // namespace
 
 const Kernels& Avx512Bf16Kernels() {
-  static const Kernels table{"avx512bf16", 2, 2, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  static const Kernels table{"avx512bf16", 2,      2,      false,   ToActivation,
+                             Matmul,       GateUp, Router, StoreKv, Attend};
   return table;
 }
 

@@ -121,7 +121,7 @@ void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* b
 }  // namespace
 
 const Kernels& ReferenceKernels() {
-  static const Kernels table{"reference", 4, 4, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  static const Kernels table{"reference", 4, 4, false, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
   return table;
 }
 
