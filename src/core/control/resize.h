@@ -110,7 +110,7 @@ class ResizeMachine {
   void BeginStage(int stage);
   void AskPrepare();
   void TryCommit();
-  void NextStage();
+  std::vector<DeviceId> Leaving() const;  // in the direction that is followed
   void AskMove(std::vector<DeviceId> leaving);
   void Abort(ErrorCode code, std::string message);
   void StartRollBack();

@@ -212,7 +212,9 @@ TEST(ResizeProperty, EveryRandomWorldEndsWithItsDevicesAccountedFor) {
     const std::uint64_t hash = world.Run();
     done += world.done;
     aborted += world.aborted;
-    if (seed % 50 == 0) EXPECT_EQ(RandomWorld(seed).Run(), hash);
+    if (seed % 50 == 0) {
+      EXPECT_EQ(RandomWorld(seed).Run(), hash);
+    }
     if (HasFailure()) break;
   }
   EXPECT_GT(done, 1000);

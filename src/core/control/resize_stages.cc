@@ -82,10 +82,16 @@ void ResizeMachine::BeginStage(int stage) {
   operation.phase = Phase::kPrepare;
   operation.stage = stage;
   operation.prepared = false;
-  const std::set<DeviceId>& leaving = operation.reverse ? operation.joining : operation.leaving;
-  const std::vector<DeviceId> wanted(leaving.begin(), leaving.end());
-  if (operation.moving != wanted) AskMove(wanted);
+  // Whoever leaves hands over to those who are members already: where all are new, not before they are.
+  const std::vector<DeviceId> leaving = Leaving();
+  const bool somebody_stays = operation.reverse || stage > 0 || operation.joining.empty();
+  if (somebody_stays && operation.moving != leaving) AskMove(leaving);
   AskPrepare();
+}
+
+std::vector<DeviceId> ResizeMachine::Leaving() const {
+  const std::set<DeviceId>& leaving = operation_->reverse ? operation_->joining : operation_->leaving;
+  return {leaving.begin(), leaving.end()};
 }
 
 void ResizeMachine::AskMove(std::vector<DeviceId> leaving) {
@@ -175,7 +181,7 @@ void ResizeMachine::OnCommitted(const std::optional<Error>& error) {
   operation.phase = Phase::kRelease;
   Ask(ReleaseStage{{}, placement_.epoch(), stage.drops});
   // New members take their share of the sequences at once.
-  if (grew) AskMove(operation.moving);
+  if (grew) AskMove(Leaving());
 }
 
 void ResizeMachine::OnReleased() {

@@ -430,6 +430,19 @@ TEST(Resize, AnswersThatDoNotComeAreAskedForAgainWithTheSameTicket) {
   bench.ExpectEnded(ResizeState::kDone, {0, 1, 2});
 }
 
+TEST(Resize, WhenAllDevicesAreReplacedTheOldOnesServeUntilTheNewOnesDo) {
+  Bench bench;
+  bench.Send(CommandEvent{{"replace", 0, {}, Devices({2, 3})}, bench.facts});
+  bench.Answer<ProvisionDevice>();
+  bench.Answer<ProvisionDevice>();
+  EXPECT_EQ(bench.Asked<MoveSequences>(), nullptr);
+  bench.Answer<PrepareStage>();
+  bench.Answer<CommitStage>();
+  EXPECT_EQ(bench.Asked<MoveSequences>()->leaving, Devices({0, 1}));
+  bench.AnswerAll();
+  bench.ExpectEnded(ResizeState::kDone, {2, 3});
+}
+
 TEST(Resize, OnlyTheLastReportsAreKept) {
   Bench bench;
   for (int i = 0; i < 100; ++i) {
