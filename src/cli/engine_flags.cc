@@ -57,6 +57,7 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   app.add_option("--max-model-len", o.max_model_len, "Context limit in tokens (default: the model's)")->check(CLI::PositiveNumber);
   app.add_option("--max-num-seqs", o.max_running, "Sequences that run at once")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--max-num-batched-tokens", o.max_step_rows, "Token rows a device a step")->check(CLI::Range(16, 8192))->capture_default_str();
+  app.add_option("--max-chunk-tokens", o.max_chunk_rows, "Prompt tokens of one request a step")->check(CLI::Range(1, 8192))->capture_default_str();
   app.add_option("--max-waiting", o.max_waiting, "Requests that may queue; more are answered 429")->check(CLI::Range(0, 1'000'000))->capture_default_str();
   app.add_flag("!--no-prefix-cache", o.prefix_cache, "Do not share KV between requests with the same beginning");
   app.add_option("--standby", o.standby, "Workers kept ready to take over or to grow")->check(CLI::Range(0, 64))->capture_default_str();
