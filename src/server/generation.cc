@@ -89,7 +89,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   struct Run {
     RequestId id;
     int max_tokens = 0;
-    bool over = false;  // the engine is done with it, or never had it
+    bool begun = false;  // its first event is here
+    bool over = false;   // the engine is done with it, or never had it
     TimeNs queue_ns = -1;
     TimeNs first_ns = 0;
     TimeNs last_ns = 0;
@@ -118,6 +119,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     Run& run = runs_[i];
     ChoiceState& state = states_[i];
     if (event.finish) run.over = true;
+    if (!std::exchange(run.begun, true) && event.finish != core::FinishReason::kAbort)
+      context_->metrics.PromptDone(static_cast<int>(state.prompt.size()));
     if (event.queue_ns >= 0) run.queue_ns = event.queue_ns;
     if (!event.prompt_logprobs.empty()) state.prompt_logprobs = event.prompt_logprobs;
     state.cached_tokens = std::max(state.cached_tokens, event.cached_prompt_tokens);

@@ -70,7 +70,7 @@ Metrics::Metrics(std::string model_name, int max_model_len) : impl_(std::make_un
                 .Help("HTTP requests, by route, method and status.")
                 .Register(m.registry);
   const Buckets tokens = OneTwoFive(max_model_len);
-  m.prompt_tokens = m.AddCounter("vllm:prompt_tokens_total", "Prompt tokens of requests that ended.");
+  m.prompt_tokens = m.AddCounter("vllm:prompt_tokens_total", "Prompt tokens prefilled.");
   m.generation_tokens = m.AddCounter("vllm:generation_tokens_total", "Generated tokens.");
   m.first_token = m.Add("vllm:time_to_first_token_seconds", "Arrival to first token.", kFirstTokenS);
   m.inter_token = m.Add("vllm:inter_token_latency_seconds", "Time between tokens of a request.", kTokenS);
@@ -91,6 +91,10 @@ Metrics::Metrics(std::string model_name, int max_model_len) : impl_(std::make_un
 
 Metrics::~Metrics() = default;
 
+void Metrics::PromptDone(int tokens) {
+  impl_->prompt_tokens->Increment(tokens);
+}
+
 void Metrics::FirstToken(double seconds) {
   impl_->first_token->Observe(seconds);
   impl_->generation_tokens->Increment();
@@ -107,7 +111,6 @@ void Metrics::RequestDone(const RequestRecord& r) {
   Labels labels = m.labels;
   labels["finished_reason"] = std::string(r.finish_reason);
   m.success->Add(labels).Increment();
-  m.prompt_tokens->Increment(r.prompt_tokens);
   m.e2e->Observe(r.e2e_s);
   m.request_prompt->Observe(r.prompt_tokens);
   m.request_generation->Observe(r.generation_tokens);

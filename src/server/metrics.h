@@ -29,6 +29,7 @@ class Metrics {
   Metrics(std::string model_name, int max_model_len);
   ~Metrics();
 
+  void PromptDone(int tokens);
   void FirstToken(double seconds_since_arrival);
   void NextTokens(double seconds_since_last, int tokens);
   void RequestDone(const RequestRecord& record);

@@ -15,6 +15,9 @@ constexpr std::size_t kMaxStopBytes = 1024;  // of one: bounds what a stream hol
 constexpr std::size_t kMaxStopIds = 1024;
 constexpr std::size_t kMaxBiases = 4096;
 constexpr int kMaxN = 128;  // as OpenAI
+// Keys of an object are searched one after another.
+constexpr std::size_t kMaxFields = 1024;
+constexpr std::size_t kMaxTemplateVariables = 256;
 
 bool IsEmpty(const Json& value) {
   return value.is_null() || (value.is_structured() && value.empty()) ||
@@ -280,7 +283,10 @@ void ReadChatPrompt(JsonFields& fields, ChatPrompt& out) {
       fields.Refuse("documents", "must be an array, found {}", TypeName(*documents));
   }
   if (const Json* variables = fields.Find("chat_template_kwargs")) {
-    if (variables->is_object())
+    if (variables->size() > kMaxTemplateVariables)
+      fields.Refuse("chat_template_kwargs", "has {} entries (limit={})", variables->size(),
+                    kMaxTemplateVariables);
+    else if (variables->is_object())
       out.variables = *variables;
     else
       fields.Refuse("chat_template_kwargs", "must be an object, found {}", TypeName(*variables));
@@ -363,6 +369,8 @@ ApiResult<Json> ParseBody(std::string_view body) {
   if (!parsed) return BadField("", "the body is not JSON: {}", parsed.error().message);
   if (!parsed->is_object())
     return BadField("", "the body must be a JSON object, found {}", TypeName(*parsed));
+  if (parsed->size() > kMaxFields)
+    return BadField("", "the body has {} fields (limit={})", parsed->size(), kMaxFields);
   return *std::move(parsed);
 }
 
