@@ -17,6 +17,7 @@
 namespace elasticmoe::runtime {
 namespace {
 
+constexpr std::chrono::milliseconds kHmmPoll{20};
 constexpr int kMaxAttempts = 3;  // of one step: a request that kills workers must not kill the server
 constexpr int kSpins = 1000;     // ~40 us: a few layers' wait, far below a scheduler slice
 
@@ -97,7 +98,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   schedule.max_running = options_.max_running;
   schedule.max_waiting = options_.max_waiting;
   schedule.max_step_rows = options_.max_step_rows;
-  schedule.max_chunk_rows = options_.max_step_rows;
+  schedule.max_chunk_rows = std::min(options_.max_chunk_rows, options_.max_step_rows);
   schedule.prefix_cache = options_.prefix_cache;
   schedule.eos_ids = spec.eos_ids;
   scheduler_ = std::make_unique<core::Scheduler>(schedule);
@@ -244,9 +245,11 @@ void ElasticEngine::Loop() {
     TakeInbox();
     if (death_.exchange(false)) {
       Status status = RecoverWorkers();
-      if (status) status = RecoverHmm();
+      if (status) status = ReplaceHmm();
       if (!status) GiveUp(status.error());
     }
+    if (next_hmm_)
+      if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
     core::StepPlan plan = scheduler_->Plan(Now());
     Deliver(plan.failed);
     PublishStats();
@@ -259,7 +262,9 @@ void ElasticEngine::Loop() {
     std::unique_lock lock(mutex_);
     busy_ = !scheduler_->Idle() || !submitted_.empty();
     if (stopping_) break;
-    work_.wait(lock, [&] { return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty(); });
+    const auto anything = [&] { return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty(); };
+    if (next_hmm_) work_.wait_for(lock, kHmmPoll, anything);
+    else work_.wait(lock, anything);
     if (stopping_) break;
   }
   std::vector<core::TokenEvent> events;
@@ -415,21 +420,44 @@ Status ElasticEngine::RecoverWorkers() {
   return {};
 }
 
-Status ElasticEngine::RecoverHmm() {
-  pollfd poll_fd{hmm_->pidfd(), POLLIN, 0};
+// Starts a new HMM where the present one has ended. Until that has the weights, the workers serve from the pages that
+// they have mapped: the kernel keeps those as long as anybody maps them.
+Status ElasticEngine::ReplaceHmm() {
+  const HmmClient& watched = next_hmm_ ? *next_hmm_ : *hmm_;
+  pollfd poll_fd{watched.pidfd(), POLLIN, 0};
   if (::poll(&poll_fd, 1, 0) != 1) return {};
-  LogWarn("the hmm ended: a new one loads the weights");
+  LogWarn("the hmm ended: a new one loads the weights while serving goes on");
   EM_ASSIGN_OR_RETURN(next_hmm_, HmmClient::Start(HmmOptionsFor()));
-  EM_RETURN_IF_ERROR(next_hmm_->AwaitReady([](std::uint64_t, std::uint64_t) {}));
+  next_hmm_poll_ = {};
+  Rewatch();
+  return {};
+}
+
+// Once the new HMM has the weights: all attach to its pages, and all sequences run again from their tokens.
+Status ElasticEngine::SwitchToNextHmm() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_hmm_poll_) return {};
+  next_hmm_poll_ = now + kHmmPoll;
+  std::uint64_t loaded = 0, total = 0;
+  const auto ready = next_hmm_->Ready(loaded, total);
+  if (!ready) {
+    if (ready.error().code == ErrorCode::kUnavailable) {  // it died, too: the watcher says so
+      death_ = true;
+      return {};
+    }
+    return tl::unexpected<Error>(ready.error());
+  }
+  if (!*ready) return {};
   EM_ASSIGN_OR_RETURN(AttachedMemory memory, next_hmm_->Describe());
   hmm_ = std::move(next_hmm_);
   memory_ = std::move(memory);
   for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
-  EM_RETURN_IF_ERROR(AttachAll());
+  for (const DeviceId member : placement_.members()) EM_RETURN_IF_ERROR(instances_->Reattach(member, memory_));
+  EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
   UpdateKvBlocks();
-  EM_RETURN_IF_ERROR(instances_->FillStandby());
   ++recoveries_;
   Rewatch();
+  LogInfo("the new hmm (pid {}) has taken over", hmm_->pid());
   return {};
 }
 
@@ -443,7 +471,7 @@ void ElasticEngine::GiveUp(const Error& error) {
 
 void ElasticEngine::Rewatch() {
   std::vector<int> fds = instances_->Pidfds();
-  fds.push_back(hmm_->pidfd());
+  fds.push_back(next_hmm_ ? next_hmm_->pidfd() : hmm_->pidfd());
   const std::scoped_lock lock(mutex_);
   watched_.clear();
   for (const int fd : fds)

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <filesystem>
@@ -45,6 +46,7 @@ struct EngineOptions {
   int max_running = 128;
   int max_waiting = 4096;
   int max_step_rows = 512;
+  int max_chunk_rows = 512;            // of one sequence a step
   bool prefix_cache = true;
   int standby = 1;
   int linger_seconds = 30;
@@ -87,7 +89,8 @@ class ElasticEngine : public Engine {
   core::StepResult ReadStep(const core::StepPlan& plan);
   void Deliver(std::vector<core::TokenEvent>& events);
   Status RecoverWorkers();
-  Status RecoverHmm();
+  Status ReplaceHmm();
+  Status SwitchToNextHmm();
   Status AttachAll();
   void UpdateKvBlocks();
   void GiveUp(const Error& error);         // every request ends with this error
@@ -117,6 +120,7 @@ class ElasticEngine : public Engine {
   std::map<RequestId, Sink> sinks_;
   int failed_attempts_ = 0;   // of the step that is tried now
   std::unique_ptr<HmmClient> next_hmm_;      // being loaded after the HMM's death
+  std::chrono::steady_clock::time_point next_hmm_poll_;
   std::uint64_t steps_ = 0, recoveries_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows

@@ -89,13 +89,21 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options)
   return Fail(ErrorCode::kDeadlineExceeded, "starting the hmm: it does not answer on @{}", options.socket);
 }
 
+Expected<bool> HmmClient::Ready(std::uint64_t& loaded_bytes, std::uint64_t& total_bytes) {
+  EM_ASSIGN_OR_RETURN(const Message status, channel_.Call({{"op", "status"}}, kCallTimeoutMs));
+  loaded_bytes = status.body.value("loaded_bytes", std::uint64_t{0});
+  total_bytes = status.body.value("total_bytes", std::uint64_t{0});
+  const std::string state = status.body.value("state", "");
+  if (state == "failed") EM_RETURN_IF_ERROR(StatusOf(Json{{"error", status.body.value("failure", Json::object())}}));
+  return state == "ready";
+}
+
 Status HmmClient::AwaitReady(const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   for (;;) {
-    EM_ASSIGN_OR_RETURN(const Message status, channel_.Call({{"op", "status"}}, kCallTimeoutMs));
-    const std::string state = status.body.value("state", "");
-    progress(status.body.value("loaded_bytes", std::uint64_t{0}), status.body.value("total_bytes", std::uint64_t{0}));
-    if (state == "ready") return {};
-    if (state == "failed") return StatusOf(Json{{"error", status.body.value("failure", Json::object())}});
+    std::uint64_t loaded = 0, total = 0;
+    EM_ASSIGN_OR_RETURN(const bool ready, Ready(loaded, total));
+    progress(loaded, total);
+    if (ready) return {};
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
 }

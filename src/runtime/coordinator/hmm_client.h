@@ -30,6 +30,8 @@ class HmmClient {
   // Waits until the weights are there. `progress` is called with (loaded, total) bytes some times a second.
   Status AwaitReady(const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 
+  Expected<bool> Ready(std::uint64_t& loaded_bytes, std::uint64_t& total_bytes);  // asked once
+
   Expected<AttachedMemory> Describe();
   Expected<Message> Call(const Json& request);
   void Shutdown();  // and waits for its end

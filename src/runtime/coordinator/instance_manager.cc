@@ -57,9 +57,21 @@ std::vector<int> InstanceManager::CpusOf(DeviceId device) const {
   return cpus;
 }
 
+Json InstanceManager::AttachRequest(DeviceId device, const AttachedMemory& memory) const {
+  return {{"op", "attach"}, {"device", device.value}, {"cpus", CpusOf(device)}, {"memory", ToJson(memory.map)}};
+}
+
+Status InstanceManager::Reattach(DeviceId device, const AttachedMemory& memory) {
+  const auto at = attached_.find(device);
+  const int fd = memory.FdOf(memory.map.DomainOf(device));
+  if (at == attached_.end() || fd < 0) return Fail(ErrorCode::kNotFound, "attaching device {} again: no worker or no domain", device);
+  EM_RETURN_IF_ERROR(at->second.channel.Call(AttachRequest(device, memory), kAnswerTimeoutMs, {fd}));
+  return {};
+}
+
 Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
   attached_.erase(device);
-  const Json request = {{"op", "attach"}, {"device", device.value}, {"cpus", CpusOf(device)}, {"memory", ToJson(memory.map)}};
+  const Json request = AttachRequest(device, memory);
   const int fd = memory.FdOf(memory.map.DomainOf(device));
   if (fd < 0) return Fail(ErrorCode::kNotFound, "attaching device {}: its domain is not open", device);
   Status failure = Fail(ErrorCode::kUnavailable, "attaching device {}: no worker", device);

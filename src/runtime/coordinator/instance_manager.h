@@ -36,6 +36,8 @@ class InstanceManager {
 
   // Makes a (standby or new) worker the process of `device`, on its memory. Replaces a dead one.
   Status Attach(DeviceId device, const AttachedMemory& memory);
+  // The same worker on other memory.
+  Status Reattach(DeviceId device, const AttachedMemory& memory);
   // All attached workers at once: each prepares the epoch.
   Status Prepare(const std::vector<DeviceId>& devices, std::uint64_t epoch, const MemoryMap& map);
   Status SetKvChunks(const MemoryMap& map);
@@ -58,6 +60,7 @@ class InstanceManager {
   };
   Expected<Worker> Spawn();
   std::vector<int> CpusOf(DeviceId device) const;
+  Json AttachRequest(DeviceId device, const AttachedMemory& memory) const;
 
   InstanceOptions options_;
   const Exchange& exchange_;

@@ -39,6 +39,7 @@ class Worker {
       if (!message) break;
       Expected<Json> answer = Fail(ErrorCode::kInternal, "no answer");
       Execute([&] { answer = Handle(*message); });
+      if (device_) ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
       if (!control_.Send(answer ? *answer : ErrorBody(answer.error()))) break;
     }
     // The coordinator is gone: nobody waits for the step that may be running.
@@ -99,7 +100,6 @@ class Worker {
           device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), exchange_);
         EM_RETURN_IF_ERROR(device_->Attach(map, message.fds[0].get()));
         seen_ = exchange_.header().step.value.load(std::memory_order_acquire);  // steps announced before are not for it
-        ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", id).c_str());
         return Json{{"ns", NowNs() - start}};
       }
       if (!device_) return Fail(ErrorCode::kFailedPrecondition, "{}: this worker is not attached", op);
