@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <numeric>
 
@@ -52,16 +53,18 @@ double Seconds(const auto& body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// Bytes a second that one core reads from memory.
+// Bytes a second that one core reads from memory: best of a few passes, a line ahead of the adds.
 double ReadBandwidth() {
   static const double best = [] {
     const auto* words = reinterpret_cast<const std::uint64_t*>(ColdWeights());
     double best = 0;
     for (int i = 0; i < 5; ++i) {
-      std::uint64_t sums[32] = {};
+      std::uint64_t sums[8] = {};
       const double seconds = Seconds([&] {
-        for (std::size_t at = 0; at < kColdBytes / 8; at += 32)
-          for (int lane = 0; lane < 32; ++lane) sums[lane] += words[at + lane];
+        for (std::size_t at = 0; at < kColdBytes / 8; at += 8) {
+          __builtin_prefetch(words + at + 256);
+          for (int lane = 0; lane < 8; ++lane) sums[lane] += words[at + lane];
+        }
         benchmark::DoNotOptimize(sums);
       });
       best = std::max(best, kColdBytes / seconds);
@@ -87,6 +90,28 @@ __attribute__((target("avx512f,avx512bf16"))) double PeakAvx512Bf16() {
   return 16.0 * 64 * kRounds / seconds;
 }
 
+// Tiles loaded once; AvailableKernels has asked for leave to use them.
+__attribute__((target("amx-tile,amx-bf16"))) double PeakAmxBf16() {
+  constexpr int kRounds = 1'000'000;
+  struct alignas(64) {
+    std::uint8_t palette = 1, rest[15] = {};
+    std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("" ::"r"(&config) : "memory");
+  _tile_loadconfig(&config);
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < kRounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  _tile_release();
+  return 4.0 * 16 * 16 * 32 * 2 * kRounds / seconds;
+}
+
 __attribute__((target("avx2,fma"))) double PeakAvx2() {
   constexpr int kRounds = 2'000'000;
   __m256 acc[12];
@@ -105,23 +130,27 @@ __attribute__((target("avx2,fma"))) double PeakAvx2() {
 
 // Floating point operations a second of one core with the table's dot product; 0 = no such measure.
 double Peak(const Kernels& kernels) {
+  static std::map<std::string_view, double> peaks;
+  const auto [found, is_new] = peaks.try_emplace(kernels.name, 0.0);
 #if defined(__x86_64__)
-  static const double avx512 = AvailableKernels().front()->name == "avx512bf16" ? PeakAvx512Bf16() : 0;
-  static const double avx2 = AvailableKernels().size() > 1 ? PeakAvx2() : 0;
-  if (kernels.name == "avx512bf16") return avx512;
-  if (kernels.name == "avx2") return avx2;
+  if (is_new && kernels.name == "amxbf16") found->second = PeakAmxBf16();
+  if (is_new && kernels.name == "avx512bf16") found->second = PeakAvx512Bf16();
+  if (is_new && kernels.name == "avx2") found->second = PeakAvx2();
 #endif
-  (void)kernels;
-  return 0;
+  return found->second;
 }
 
-void Report(benchmark::State& state, const Kernels& kernels, double flops, double bytes, int threads = 1) {
-  using benchmark::Counter;
-  const auto rate = Counter::kIsIterationInvariantRate;
-  state.counters["GFLOP/s"] = Counter(flops / 1e9, rate);
-  state.counters["GB/s"] = Counter(bytes / 1e9, rate);
-  state.counters["of_bandwidth"] = Counter(bytes / ReadBandwidth() / threads, rate);
-  if (Peak(kernels) > 0) state.counters["of_peak"] = Counter(flops / Peak(kernels) / threads, rate);
+// Runs `body` for the state's iterations and reports its rates.
+void Measure(benchmark::State& state, const Kernels& kernels, double flops, double bytes, const auto& body,
+             int threads = 1) {
+  const double seconds = Seconds([&] {
+    for (auto _ : state) body();
+  });
+  const double rate = static_cast<double>(state.iterations()) / seconds;
+  state.counters["GFLOP/s"] = flops * rate / 1e9;
+  state.counters["GB/s"] = bytes * rate / 1e9;
+  state.counters["of_bandwidth"] = bytes * rate / ReadBandwidth() / threads;
+  if (Peak(kernels) > 0) state.counters["of_peak"] = flops * rate / Peak(kernels) / threads;
 }
 
 // m rows of activations and as many of output.
@@ -146,11 +175,11 @@ void BenchMatmul(benchmark::State& state, const Kernels& kernels) {
   Rows rows(m, k, n);
   const std::size_t step = PackedBytes(n, k) / sizeof(Bf16), count = kColdBytes / PackedBytes(n, k);
   std::size_t next = 0;
-  for (auto _ : state) {
+  const auto body = [&] {
     const PackedMatrix w{ColdWeights() + next++ % count * step, n, k};
     kernels.matmul(w, rows.in_rows.data(), m, 0, (n + kPanel - 1) / kPanel, rows.out_rows.data());
-  }
-  Report(state, kernels, 2.0 * m * n * k, static_cast<double>(PackedBytes(n, k)));
+  };
+  Measure(state, kernels, 2.0 * m * n * k, static_cast<double>(PackedBytes(n, k)), body);
 }
 
 void BenchGateUp(benchmark::State& state, const Kernels& kernels) {
@@ -159,20 +188,20 @@ void BenchGateUp(benchmark::State& state, const Kernels& kernels) {
   Rows rows(m, k, n);
   const std::size_t step = PackedBytes(n, k) / sizeof(Bf16), count = kColdBytes / PackedBytes(n, k) / 2;
   std::size_t next = 0;
-  for (auto _ : state) {
+  const auto body = [&] {
     const Bf16* pair = ColdWeights() + next++ % count * 2 * step;
     kernels.gate_up({pair, n, k}, {pair + step, n, k}, rows.in_rows.data(), m, 0, (n + kPanel - 1) / kPanel,
                     rows.activation_rows.data());
-  }
-  Report(state, kernels, 4.0 * m * n * k, 2.0 * static_cast<double>(PackedBytes(n, k)));
+  };
+  Measure(state, kernels, 4.0 * m * n * k, 2.0 * static_cast<double>(PackedBytes(n, k)), body);
 }
 
 void BenchRouter(benchmark::State& state, const Kernels& kernels) {
   const int m = static_cast<int>(state.range(0)), experts = 128, hidden = 2048;
   const auto x = Allocate<float>(std::size_t(m) * hidden, 0.1F), w = Allocate<float>(experts * hidden, 0.1F);
   std::vector<float> logits(std::size_t(m) * experts);
-  for (auto _ : state) kernels.router(x.get(), m, w.get(), experts, hidden, logits.data());
-  Report(state, kernels, 2.0 * m * experts * hidden, 0);
+  const auto body = [&] { kernels.router(x.get(), m, w.get(), experts, hidden, logits.data()); };
+  Measure(state, kernels, 2.0 * m * experts * hidden, 0, body);
 }
 
 // `rows` consecutive rows of one sequence over `tokens` tokens, groups of 8 heads of 128 a kv head (as
@@ -190,8 +219,9 @@ void BenchAttend(benchmark::State& state, const Kernels& kernels) {
   std::vector<Query> queries;
   for (int i = 0; i < rows * group; ++i)
     queries.push_back({&q[std::size_t(i) * dim], &out[std::size_t(i) * dim], tokens - rows + 1 + i / group});
-  for (auto _ : state) kernels.attend(cache, 0, 0, table.data(), queries.data(), rows * group, 0.1F);
-  Report(state, kernels, 4.0 * rows * group * dim * tokens, 2.0 * tokens * dim * kernels.kv_element_bytes);
+  const auto body = [&] { kernels.attend(cache, 0, 0, table.data(), queries.data(), rows * group, 0.1F); };
+  Measure(state, kernels, 4.0 * rows * group * dim * tokens, 2.0 * tokens * dim * kernels.kv_element_bytes,
+          body);
 }
 
 // A MoE layer as one device runs it: `experts` experts of Qwen3-30B-A3B's shape with `rows` rows each, on
@@ -212,7 +242,7 @@ void BenchExperts(benchmark::State& state, const Kernels& kernels) {
   for (int i = 0; i < experts * rows; ++i) visits.push_back({all.in_rows[i], all.out_rows[i]});
   std::vector<std::byte> scratch;
   std::size_t next = 0;
-  for (auto _ : state) {
+  const auto body = [&] {
     std::vector<ExpertBatch> batches;
     for (int e = 0; e < experts; ++e) {
       const Bf16* w = ColdWeights() + next++ % count * 3 * step;
@@ -220,9 +250,9 @@ void BenchExperts(benchmark::State& state, const Kernels& kernels) {
                          {visits.data() + e * rows, std::size_t(rows)}});
     }
     RunExperts(spec, kernels, pool, batches, scratch);
-  }
-  Report(state, kernels, 6.0 * experts * rows * 768 * 2048, 6.0 * static_cast<double>(step) * experts,
-         threads);
+  };
+  Measure(state, kernels, 6.0 * experts * rows * 768 * 2048, 6.0 * static_cast<double>(step) * experts, body,
+          threads);
 }
 
 void BenchSample(benchmark::State& state, core::SamplingParams params) {

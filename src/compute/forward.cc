@@ -6,24 +6,10 @@
 
 #include "base/check.h"
 #include "compute/exp.h"
+#include "compute/work.h"
 
 namespace elasticmoe::compute {
 namespace {
-
-int PanelsOf(int n) {
-  return (n + kPanel - 1) / kPanel;
-}
-
-// Work that is worth another thread's hand: ~2 us of reading weights, a few times what handing it out costs.
-constexpr std::size_t kPieceBytes = 64 << 10;
-// Rows whose products take as long as reading the weights for them (M at which the kernels turn from memory
-// to compute).
-constexpr std::size_t kFreeRows = 12;
-
-// What running `rows` rows through `panels` panels of k inputs costs, in bytes of weights read from memory.
-std::size_t CostOf(int panels, int k, std::size_t rows) {
-  return PackedBytes(panels * kPanel, k) * std::max<std::size_t>(1, rows / kFreeRows);
-}
 
 // Sum of squares in 16 lanes, then a tree: one order for every length, and the compiler may use registers.
 float SquareSum(const float* x, int count) {
@@ -313,118 +299,6 @@ void Forward::Logits(const SharedWeights& weights, std::span<const int> which, f
                            activations_.data() + i * row_bytes);
   }
   Matmul(weights.lm_head, activations_.data(), row_bytes, count, logits);
-}
-
-namespace {
-
-// Pieces of about equal cost: some panels of one expert with all of its rows, so that its weights are read
-// once.
-struct Piece {
-  int batch, first_panel, last_panel;
-};
-
-// Cuts `panels` panels of `batch` in pieces of at most `piece_cost`.
-void Cut(int batch, int panels, std::size_t cost, std::size_t piece_cost, std::span<Piece> pieces,
-         int& count) {
-  const int parts =
-      static_cast<int>(std::clamp<std::size_t>((cost + piece_cost - 1) / piece_cost, 1, panels));
-  for (int i = 0; i < parts; ++i) pieces[count++] = {batch, panels * i / parts, panels * (i + 1) / parts};
-}
-
-// Takes aligned arrays out of a buffer that grows as needed and is kept.
-class Carver {
- public:
-  explicit Carver(std::byte* base) : base_(base) {}
-  template <class T>
-  T* Take(std::size_t count) {
-    T* taken = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
-    return taken;
-  }
-  std::size_t Used() const { return used_; }
-
- private:
-  std::byte* base_;
-  std::size_t used_ = 0;
-};
-
-}  // namespace
-
-void RunExperts(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
-                std::span<const ExpertBatch> batches, std::vector<std::byte>& scratch) {
-  std::size_t rows = 0;
-  std::size_t width = 0;
-  std::size_t gate_cost = 0;
-  std::size_t down_cost = 0;
-  for (const ExpertBatch& batch : batches) {
-    rows += batch.rows.size();
-    width = std::max(width, static_cast<std::size_t>(batch.weights.gate.n));
-    gate_cost += 2 * CostOf(PanelsOf(batch.weights.gate.n), spec.hidden, batch.rows.size());
-    down_cost += CostOf(PanelsOf(spec.hidden), batch.weights.down.k, batch.rows.size());
-  }
-  if (rows == 0) return;
-  // Four pieces a thread keep the load even; an expert of its own is a piece at least.
-  const std::size_t piece_cost =
-      threads.Size() == 1 ? gate_cost : std::max(kPieceBytes, gate_cost / (threads.Size() * 4));
-  const std::size_t most_pieces = std::max(gate_cost, down_cost) / piece_cost + 1 + batches.size();
-  const std::size_t row_bytes = (width * kernels.activation_bytes + kAlign - 1) / kAlign * kAlign;
-
-  std::span<Piece> gate_pieces, down_pieces;
-  const void** in = nullptr;
-  void** hidden = nullptr;
-  float** out = nullptr;
-  std::size_t* first_row = nullptr;
-  const auto carve = [&](std::byte* base) {
-    Carver carver(base);
-    carver.Take<std::byte>(rows * row_bytes);
-    gate_pieces = {carver.Take<Piece>(most_pieces), most_pieces};
-    down_pieces = {carver.Take<Piece>(most_pieces), most_pieces};
-    first_row = carver.Take<std::size_t>(batches.size());
-    in = carver.Take<const void*>(rows);
-    hidden = carver.Take<void*>(rows);
-    out = carver.Take<float*>(rows);
-    return carver.Used();
-  };
-  const std::size_t needed = carve(nullptr) + kAlign;
-  if (scratch.size() < needed) scratch.resize(needed);
-  std::byte* base =
-      scratch.data() + (kAlign - reinterpret_cast<std::uintptr_t>(scratch.data()) % kAlign) % kAlign;
-  carve(base);
-
-  int gate_count = 0;
-  int down_count = 0;
-  std::size_t row = 0;
-  for (std::size_t b = 0; b < batches.size(); ++b) {
-    const ExpertBatch& batch = batches[b];
-    first_row[b] = row;
-    for (const ExpertRow& visit : batch.rows) {
-      in[row] = visit.in;
-      out[row] = visit.out;
-      hidden[row] = base + row * row_bytes;
-      ++row;
-    }
-    if (batch.rows.empty()) continue;
-    const int gate_panels = PanelsOf(batch.weights.gate.n);
-    const int down_panels = PanelsOf(spec.hidden);
-    Cut(static_cast<int>(b), gate_panels, 2 * CostOf(gate_panels, spec.hidden, batch.rows.size()), piece_cost,
-        gate_pieces, gate_count);
-    Cut(static_cast<int>(b), down_panels, CostOf(down_panels, batch.weights.down.k, batch.rows.size()),
-        piece_cost, down_pieces, down_count);
-  }
-  threads.Run(gate_count, [&](int i) {
-    const Piece& piece = gate_pieces[i];
-    const ExpertBatch& batch = batches[piece.batch];
-    const std::size_t first = first_row[piece.batch];
-    kernels.gate_up(batch.weights.gate, batch.weights.up, in + first, static_cast<int>(batch.rows.size()),
-                    piece.first_panel, piece.last_panel, hidden + first);
-  });
-  threads.Run(down_count, [&](int i) {
-    const Piece& piece = down_pieces[i];
-    const ExpertBatch& batch = batches[piece.batch];
-    const std::size_t first = first_row[piece.batch];
-    kernels.matmul(batch.weights.down, hidden + first, static_cast<int>(batch.rows.size()), piece.first_panel,
-                   piece.last_panel, out + first);
-  });
 }
 
 }  // namespace elasticmoe::compute

@@ -103,23 +103,32 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   }
 }
 
+template <int kRows>
+void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int panel,
+                void* const* out) {
+  const Bf16* x[kRows];
+  for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
+  __m256 g[kRows][kVectors], u[kRows][kVectors];
+  Accumulate<kRows>(PanelOf(gate, panel), x, gate.k, g);
+  Accumulate<kRows>(PanelOf(up, panel), x, up.k, u);
+  for (int r = 0; r < kRows; ++r) {
+    alignas(32) float values[kPanel];
+    for (int v = 0; v < kVectors; ++v) {
+      const __m256 divisor =
+          _mm256_add_ps(_mm256_set1_ps(1.0F), Exp(_mm256_sub_ps(_mm256_setzero_ps(), g[r][v])));
+      _mm256_store_ps(values + v * 8, _mm256_mul_ps(_mm256_div_ps(g[r][v], divisor), u[r][v]));
+    }
+    ToActivation(values, std::min(kPanel, gate.n - panel * kPanel),
+                 static_cast<Bf16*>(out[r]) + panel * kPanel);
+  }
+}
+
 void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
             int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
-    for (int r = 0; r < m; ++r) {
-      const Bf16* x[1] = {static_cast<const Bf16*>(rows[r])};
-      __m256 g[1][kVectors], u[1][kVectors];
-      Accumulate<1>(PanelOf(gate, panel), x, gate.k, g);
-      Accumulate<1>(PanelOf(up, panel), x, up.k, u);
-      alignas(32) float values[kPanel];
-      for (int v = 0; v < kVectors; ++v) {
-        const __m256 divisor =
-            _mm256_add_ps(_mm256_set1_ps(1.0F), Exp(_mm256_sub_ps(_mm256_setzero_ps(), g[0][v])));
-        _mm256_store_ps(values + v * 8, _mm256_mul_ps(_mm256_div_ps(g[0][v], divisor), u[0][v]));
-      }
-      ToActivation(values, std::min(kPanel, gate.n - panel * kPanel),
-                   static_cast<Bf16*>(out[r]) + panel * kPanel);
-    }
+    int r = 0;
+    for (; r + 2 <= m; r += 2) GateUpTile<2>(gate, up, rows + r, panel, out + r);
+    if (r < m) GateUpTile<1>(gate, up, rows + r, panel, out + r);
   }
 }
 
