@@ -2,21 +2,53 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <cstring>
 
 #include "base/check.h"
+#include "compute/exp.h"
 
 namespace elasticmoe::compute {
 namespace {
 
-int PanelsOf(int n) { return (n + kPanel - 1) / kPanel; }
+int PanelsOf(int n) {
+  return (n + kPanel - 1) / kPanel;
+}
+
+// Work that is worth another thread's hand: ~2 us of reading weights, a few times what handing it out costs.
+constexpr std::size_t kPieceBytes = 64 << 10;
+// Rows whose products take as long as reading the weights for them (M at which the kernels turn from memory
+// to compute).
+constexpr std::size_t kFreeRows = 12;
+
+// What running `rows` rows through `panels` panels of k inputs costs, in bytes of weights read from memory.
+std::size_t CostOf(int panels, int k, std::size_t rows) {
+  return PackedBytes(panels * kPanel, k) * std::max<std::size_t>(1, rows / kFreeRows);
+}
+
+// Sum of squares in 16 lanes, then a tree: one order for every length, and the compiler may use registers.
+float SquareSum(const float* x, int count) {
+  constexpr int kLanes = 16;
+  float lanes[kLanes] = {};
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+  for (int lane = 0; i < count; ++i, ++lane) lanes[lane] += x[i] * x[i];
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
+}
+
+void RmsNorm(const float* weight, float eps, int count, const float* in, float* out) {
+  const float scale = 1.0F / std::sqrt(SquareSum(in, count) / static_cast<float>(count) + eps);
+  for (int i = 0; i < count; ++i) out[i] = in[i] * scale * weight[i];
+}
 
 // Rows of router logits -> the top_k of softmax, best first; equal scores: the lower expert.
 void ChooseExperts(const core::MoeSpec& moe, std::span<float> logits, std::int32_t* experts, float* mix) {
   const float largest = *std::max_element(logits.begin(), logits.end());
   float sum = 0;
   for (float& logit : logits) {
-    logit = std::exp(logit - largest);
+    logit = Exp(logit - largest);
     sum += logit;
   }
   for (int j = 0; j < moe.top_k; ++j) {
@@ -38,6 +70,7 @@ void ChooseExperts(const core::MoeSpec& moe, std::span<float> logits, std::int32
 Forward::Forward(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads, int max_rows)
     : spec_(spec), kernels_(kernels), threads_(threads), max_rows_(max_rows) {
   const core::AttentionSpec& a = spec.attention;
+  EM_CHECK(a.head_dim % 2 == 0 && a.head_dim <= kMaxHeadDim, "head_dim={}", a.head_dim);
   const std::size_t rows = static_cast<std::size_t>(max_rows);
   const int q = a.heads * a.head_dim;
   residual_.resize(rows * spec.hidden);
@@ -45,25 +78,19 @@ Forward::Forward(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool
   qkv_.resize(rows * a.QkvRows());
   attended_.resize(rows * q);
   projected_.resize(rows * spec.hidden);
+  router_logits_.resize(rows * spec.moe.experts);
+  chunk_of_row_.resize(rows);
+  position_.resize(rows);
   in_rows_.resize(rows);
   out_rows_.resize(rows);
-  const int half = a.head_dim / 2;
-  cos_.resize(std::size_t(spec.max_positions) * half);
-  sin_.resize(cos_.size());
-  for (int i = 0; i < half; ++i) {
-    const double frequency = std::pow(a.rope_theta, -2.0 * i / a.head_dim);
-    for (int position = 0; position < spec.max_positions; ++position) {
-      // Angles in float32, as the reference implementations have them.
-      const float angle = static_cast<float>(position) * static_cast<float>(frequency);
-      cos_[std::size_t(position) * half + i] = std::cos(angle);
-      sin_[std::size_t(position) * half + i] = std::sin(angle);
-    }
-  }
+  dense_rows_.resize(rows);
+  tiles_.reserve(rows);
 }
 
 template <class Body>
 void Forward::Split(int count, int least, const Body& body) {
-  const int pieces = std::clamp(count / std::max(1, least), 1, threads_.Size() * 4);
+  const int most = threads_.Size() == 1 ? 1 : threads_.Size() * 4;
+  const int pieces = std::clamp(count / std::max(1, least), 1, most);
   threads_.Run(pieces, [&](int piece) {
     const int first = static_cast<int>(static_cast<std::int64_t>(count) * piece / pieces);
     const int last = static_cast<int>(static_cast<std::int64_t>(count) * (piece + 1) / pieces);
@@ -71,20 +98,14 @@ void Forward::Split(int count, int least, const Body& body) {
   });
 }
 
-void Forward::Norm(const float* weight, const float* row, float* out) const {
-  float sum = 0;
-  for (int i = 0; i < spec_.hidden; ++i) sum += row[i] * row[i];
-  const float scale = 1.0F / std::sqrt(sum / static_cast<float>(spec_.hidden) + spec_.rms_eps);
-  for (int i = 0; i < spec_.hidden; ++i) out[i] = row[i] * scale * weight[i];
-}
-
 void Forward::NormRows(const float* weight) {
   Split(rows_, 8, [&](int first, int last) {
     for (int row = first; row < last; ++row) {
       float* normed = &projected_[std::size_t(row) * spec_.hidden];
-      Norm(weight, &residual_[std::size_t(row) * spec_.hidden], normed);
-      kernels_.to_activation(normed, spec_.hidden,
-                             activations_.data() + std::size_t(row) * spec_.hidden * kernels_.activation_bytes);
+      RmsNorm(weight, spec_.rms_eps, spec_.hidden, &residual_[std::size_t(row) * spec_.hidden], normed);
+      kernels_.to_activation(
+          normed, spec_.hidden,
+          activations_.data() + std::size_t(row) * spec_.hidden * kernels_.activation_bytes);
     }
   });
 }
@@ -94,27 +115,60 @@ const void* const* Forward::RowPointers(const std::byte* base, std::size_t strid
   return in_rows_.data();
 }
 
-void Forward::Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows, float* out) {
+void Forward::Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows,
+                     float* out) {
   const void* const* in_rows = RowPointers(in, in_stride, rows);
   for (int row = 0; row < rows; ++row) out_rows_[row] = out + std::size_t(row) * w.n;
-  Split(PanelsOf(w.n), 2, [&](int first, int last) { kernels_.matmul(w, in_rows, rows, first, last, out_rows_.data()); });
+  const int panels = PanelsOf(w.n);
+  const int least = static_cast<int>(kPieceBytes / CostOf(1, w.k, rows)) + 1;
+  Split(panels, least,
+        [&](int first, int last) { kernels_.matmul(w, in_rows, rows, first, last, out_rows_.data()); });
 }
 
-void Forward::Begin(const SharedWeights& weights, std::span<const TokenId> tokens, std::span<const Chunk> chunks) {
+void Forward::Begin(const SharedWeights& weights, std::span<const TokenId> tokens,
+                    std::span<const Chunk> chunks) {
   rows_ = static_cast<int>(tokens.size());
   EM_CHECK(rows_ <= max_rows_, "rows={} (limit={})", rows_, max_rows_);
   chunks_ = chunks;
-  chunk_of_row_.resize(rows_);
-  position_.resize(rows_);
+  tiles_.clear();
+  const int tile_rows = std::max(1, kTileQueries / (spec_.attention.heads / spec_.attention.kv_heads));
+  int positions = 0;
   for (std::size_t c = 0; c < chunks.size(); ++c) {
-    for (int i = 0; i < chunks[c].rows; ++i) {
-      chunk_of_row_[chunks[c].first_row + i] = static_cast<int>(c);
-      position_[chunks[c].first_row + i] = chunks[c].start_position + i;
+    const Chunk& chunk = chunks[c];
+    EM_CHECK(chunk.first_row + chunk.rows <= rows_ &&
+             chunk.start_position + chunk.rows <= spec_.max_positions);
+    for (int i = 0; i < chunk.rows; ++i) {
+      chunk_of_row_[chunk.first_row + i] = static_cast<int>(c);
+      position_[chunk.first_row + i] = chunk.start_position + i;
+    }
+    for (int i = 0; i < chunk.rows; i += tile_rows)
+      tiles_.push_back({static_cast<int>(c), chunk.first_row + i, std::min(tile_rows, chunk.rows - i)});
+    positions = std::max(positions, chunk.start_position + chunk.rows);
+  }
+  GrowRope(positions);
+  Split(rows_, 8, [&](int first, int last) {
+    for (int row = first; row < last; ++row)
+      UnpackRow(weights.embedding, tokens[row], &residual_[std::size_t(row) * spec_.hidden]);
+  });
+}
+
+void Forward::GrowRope(int positions) {
+  const int half = spec_.attention.head_dim / 2;
+  int position = static_cast<int>(cos_.size()) / half;
+  if (position >= positions) return;
+  const int end = std::min(spec_.max_positions, (positions + 1023) / 1024 * 1024);
+  cos_.resize(std::size_t(end) * half);
+  sin_.resize(cos_.size());
+  for (; position < end; ++position) {
+    for (int i = 0; i < half; ++i) {
+      // Frequencies and angles in float32, as the reference implementations have them.
+      const float frequency =
+          static_cast<float>(std::pow(spec_.attention.rope_theta, -2.0 * i / spec_.attention.head_dim));
+      const float angle = static_cast<float>(position) * frequency;
+      cos_[std::size_t(position) * half + i] = std::cos(angle);
+      sin_[std::size_t(position) * half + i] = std::sin(angle);
     }
   }
-  Split(rows_, 8, [&](int first, int last) {
-    for (int row = first; row < last; ++row) UnpackRow(weights.embedding, tokens[row], &residual_[std::size_t(row) * spec_.hidden]);
-  });
 }
 
 void Forward::Rope(float* head, int position) const {
@@ -134,16 +188,10 @@ void Forward::Attention(int layer, const SharedWeights& weights, const KvCache& 
   const LayerWeights& w = weights.layers[layer];
   const int stride = a.QkvRows();
   const int q_size = a.heads * a.head_dim;
-  const int group = a.heads / a.kv_heads;
   NormRows(w.attention_norm);
-  Matmul(w.qkv, activations_.data(), std::size_t(spec_.hidden) * kernels_.activation_bytes, rows_, qkv_.data());
+  Matmul(w.qkv, activations_.data(), std::size_t(spec_.hidden) * kernels_.activation_bytes, rows_,
+         qkv_.data());
 
-  const auto head_norm = [&](const float* weight, float* head) {
-    float sum = 0;
-    for (int i = 0; i < a.head_dim; ++i) sum += head[i] * head[i];
-    const float scale = 1.0F / std::sqrt(sum / static_cast<float>(a.head_dim) + spec_.rms_eps);
-    for (int i = 0; i < a.head_dim; ++i) head[i] = head[i] * scale * weight[i];
-  };
   Split(rows_, 4, [&](int first, int last) {
     for (int row = first; row < last; ++row) {
       float* qkv = &qkv_[std::size_t(row) * stride];
@@ -151,7 +199,8 @@ void Forward::Attention(int layer, const SharedWeights& weights, const KvCache& 
         for (int i = 0; i < stride; ++i) qkv[i] += w.qkv_bias[i];
       for (int head = 0; head < a.heads + a.kv_heads; ++head) {
         float* values = qkv + head * a.head_dim;
-        if (a.qk_norm) head_norm(head < a.heads ? w.q_norm : w.k_norm, values);
+        if (a.qk_norm)
+          RmsNorm(head < a.heads ? w.q_norm : w.k_norm, spec_.rms_eps, a.head_dim, values, values);
         Rope(values, position_[row]);
       }
       const Chunk& chunk = chunks_[chunk_of_row_[row]];
@@ -161,50 +210,78 @@ void Forward::Attention(int layer, const SharedWeights& weights, const KvCache& 
     }
   });
   // Every row's K and V are in place: rows of one chunk see each other.
-  Split(rows_ * a.kv_heads, 1, [&](int first, int last) {
-    for (int unit = first; unit < last; ++unit) {
-      const int row = unit / a.kv_heads;
-      const int head = unit % a.kv_heads;
-      const Chunk& chunk = chunks_[chunk_of_row_[row]];
-      kernels_.attend(kv, layer, head, chunk.block_table.data(), position_[row] + 1,
-                      &qkv_[std::size_t(row) * stride + head * group * a.head_dim], group, a.scale,
-                      &attended_[std::size_t(row) * q_size + head * group * a.head_dim]);
-    }
-  });
+  AttendRows(layer, kv);
   const std::size_t row_bytes = std::size_t(q_size) * kernels_.activation_bytes;
   Split(rows_, 8, [&](int first, int last) {
     for (int row = first; row < last; ++row)
-      kernels_.to_activation(&attended_[std::size_t(row) * q_size], q_size, activations_.data() + row * row_bytes);
+      kernels_.to_activation(&attended_[std::size_t(row) * q_size], q_size,
+                             activations_.data() + row * row_bytes);
   });
   Matmul(w.o, activations_.data(), row_bytes, rows_, projected_.data());
-  for (std::size_t i = 0; i < std::size_t(rows_) * spec_.hidden; ++i) residual_[i] += projected_[i];
+  AddProjected();
+}
+
+void Forward::AttendRows(int layer, const KvCache& kv) {
+  const core::AttentionSpec& a = spec_.attention;
+  const int group = a.heads / a.kv_heads;
+  const int units = static_cast<int>(tiles_.size()) * a.kv_heads;
+  Split(units, 1, [&](int first, int last) {
+    Query queries[kTileQueries];
+    for (int unit = first; unit < last; ++unit) {
+      // Last tiles first: in a long chunk they see the most tokens.
+      const Tile& tile = tiles_[tiles_.size() - 1 - unit / a.kv_heads];
+      const int kv_head = unit % a.kv_heads;
+      const std::uint32_t* table = chunks_[tile.chunk].block_table.data();
+      int count = 0;
+      for (int i = 0; i < tile.rows * group; ++i) {
+        const std::size_t row = tile.first_row + i / group;
+        const int offset = (kv_head * group + i % group) * a.head_dim;
+        queries[count++] = {&qkv_[row * a.QkvRows() + offset],
+                            &attended_[row * a.heads * a.head_dim + offset], position_[row] + 1};
+        if (count < kTileQueries && i + 1 < tile.rows * group) continue;
+        kernels_.attend(kv, layer, kv_head, table, queries, count, a.scale);
+        count = 0;
+      }
+    }
+  });
+}
+
+void Forward::AddProjected() {
+  Split(rows_, 16, [&](int first, int last) {
+    const std::size_t end = std::size_t(last) * spec_.hidden;
+    for (std::size_t i = std::size_t(first) * spec_.hidden; i < end; ++i) residual_[i] += projected_[i];
+  });
 }
 
 void Forward::DenseMlp(int layer, const SharedWeights& weights) {
   const LayerWeights& w = weights.layers[layer];
   NormRows(w.mlp_norm);
-  std::vector<ExpertRow> rows;
   for (int row = 0; row < rows_; ++row)
-    rows.push_back({activations_.data() + std::size_t(row) * spec_.hidden * kernels_.activation_bytes,
-                    &projected_[std::size_t(row) * spec_.hidden]});
-  const ExpertBatch batch{w.dense, rows};
+    dense_rows_[row] = {activations_.data() + std::size_t(row) * spec_.hidden * kernels_.activation_bytes,
+                        &projected_[std::size_t(row) * spec_.hidden]};
+  const ExpertBatch batch{w.dense, {dense_rows_.data(), static_cast<std::size_t>(rows_)}};
   RunExperts(spec_, kernels_, threads_, {&batch, 1}, scratch_);
-  for (std::size_t i = 0; i < std::size_t(rows_) * spec_.hidden; ++i) residual_[i] += projected_[i];
+  AddProjected();
 }
 
-void Forward::Route(int layer, const SharedWeights& weights, void* activations, std::int32_t* experts, float* mix) {
+void Forward::Route(int layer, const SharedWeights& weights, void* activations, std::int32_t* experts,
+                    float* mix) {
   const LayerWeights& w = weights.layers[layer];
   const core::MoeSpec& moe = spec_.moe;
   Split(rows_, 4, [&](int first, int last) {
-    std::vector<float> logits(moe.experts);
     for (int row = first; row < last; ++row) {
       float* normed = &projected_[std::size_t(row) * spec_.hidden];
-      Norm(w.mlp_norm, &residual_[std::size_t(row) * spec_.hidden], normed);
-      kernels_.to_activation(normed, spec_.hidden,
-                             static_cast<std::byte*>(activations) + std::size_t(row) * spec_.hidden * kernels_.activation_bytes);
-      kernels_.router(normed, w.router, moe.experts, spec_.hidden, logits.data());
-      ChooseExperts(moe, logits, experts + std::size_t(row) * moe.top_k, mix + std::size_t(row) * moe.top_k);
+      RmsNorm(w.mlp_norm, spec_.rms_eps, spec_.hidden, &residual_[std::size_t(row) * spec_.hidden], normed);
+      kernels_.to_activation(
+          normed, spec_.hidden,
+          static_cast<std::byte*>(activations) + std::size_t(row) * spec_.hidden * kernels_.activation_bytes);
     }
+    float* logits = &router_logits_[std::size_t(first) * moe.experts];
+    kernels_.router(&projected_[std::size_t(first) * spec_.hidden], last - first, w.router, moe.experts,
+                    spec_.hidden, logits);
+    for (int row = first; row < last; ++row, logits += moe.experts)
+      ChooseExperts(moe, {logits, static_cast<std::size_t>(moe.experts)},
+                    experts + std::size_t(row) * moe.top_k, mix + std::size_t(row) * moe.top_k);
   });
 }
 
@@ -230,60 +307,123 @@ void Forward::Logits(const SharedWeights& weights, std::span<const int> which, f
   EM_CHECK(count <= max_rows_);
   const std::size_t row_bytes = std::size_t(spec_.hidden) * kernels_.activation_bytes;
   for (int i = 0; i < count; ++i) {
-    Norm(weights.final_norm, &residual_[std::size_t(which[i]) * spec_.hidden], &projected_[std::size_t(i) * spec_.hidden]);
-    kernels_.to_activation(&projected_[std::size_t(i) * spec_.hidden], spec_.hidden, activations_.data() + i * row_bytes);
+    RmsNorm(weights.final_norm, spec_.rms_eps, spec_.hidden, &residual_[std::size_t(which[i]) * spec_.hidden],
+            &projected_[std::size_t(i) * spec_.hidden]);
+    kernels_.to_activation(&projected_[std::size_t(i) * spec_.hidden], spec_.hidden,
+                           activations_.data() + i * row_bytes);
   }
   Matmul(weights.lm_head, activations_.data(), row_bytes, count, logits);
 }
 
-void RunExperts(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads, std::span<const ExpertBatch> batches,
-                std::vector<std::byte>& scratch) {
-  // A task: some panels of one expert, all of its rows, so that its weights are read once.
-  struct Task {
-    int batch, first_panel, last_panel;
-  };
-  std::vector<Task> gate_tasks, down_tasks;
-  std::vector<std::size_t> first_row(batches.size());
+namespace {
+
+// Pieces of about equal cost: some panels of one expert with all of its rows, so that its weights are read
+// once.
+struct Piece {
+  int batch, first_panel, last_panel;
+};
+
+// Cuts `panels` panels of `batch` in pieces of at most `piece_cost`.
+void Cut(int batch, int panels, std::size_t cost, std::size_t piece_cost, std::span<Piece> pieces,
+         int& count) {
+  const int parts =
+      static_cast<int>(std::clamp<std::size_t>((cost + piece_cost - 1) / piece_cost, 1, panels));
+  for (int i = 0; i < parts; ++i) pieces[count++] = {batch, panels * i / parts, panels * (i + 1) / parts};
+}
+
+// Takes aligned arrays out of a buffer that grows as needed and is kept.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <class T>
+  T* Take(std::size_t count) {
+    T* taken = reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    return taken;
+  }
+  std::size_t Used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  std::size_t used_ = 0;
+};
+
+}  // namespace
+
+void RunExperts(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
+                std::span<const ExpertBatch> batches, std::vector<std::byte>& scratch) {
   std::size_t rows = 0;
   std::size_t width = 0;
-  for (std::size_t b = 0; b < batches.size(); ++b) {
-    first_row[b] = rows;
-    rows += batches[b].rows.size();
-    width = std::max(width, static_cast<std::size_t>(batches[b].weights.gate.n));
+  std::size_t gate_cost = 0;
+  std::size_t down_cost = 0;
+  for (const ExpertBatch& batch : batches) {
+    rows += batch.rows.size();
+    width = std::max(width, static_cast<std::size_t>(batch.weights.gate.n));
+    gate_cost += 2 * CostOf(PanelsOf(batch.weights.gate.n), spec.hidden, batch.rows.size());
+    down_cost += CostOf(PanelsOf(spec.hidden), batch.weights.down.k, batch.rows.size());
   }
+  if (rows == 0) return;
+  // Four pieces a thread keep the load even; an expert of its own is a piece at least.
+  const std::size_t piece_cost =
+      threads.Size() == 1 ? gate_cost : std::max(kPieceBytes, gate_cost / (threads.Size() * 4));
+  const std::size_t most_pieces = std::max(gate_cost, down_cost) / piece_cost + 1 + batches.size();
   const std::size_t row_bytes = (width * kernels.activation_bytes + kAlign - 1) / kAlign * kAlign;
-  if (scratch.size() < rows * row_bytes) scratch.resize(rows * row_bytes);
 
-  // Enough tasks for an even load, not so many that handing them out costs.
-  const int wanted = threads.Size() == 1 ? 1 : std::max(1, threads.Size() * 4 / std::max<int>(1, static_cast<int>(batches.size())));
-  const auto cut = [&](std::vector<Task>& tasks, int batch, int panels) {
-    const int pieces = std::min(wanted, panels);
-    for (int i = 0; i < pieces; ++i) tasks.push_back({batch, panels * i / pieces, panels * (i + 1) / pieces});
+  std::span<Piece> gate_pieces, down_pieces;
+  const void** in = nullptr;
+  void** hidden = nullptr;
+  float** out = nullptr;
+  std::size_t* first_row = nullptr;
+  const auto carve = [&](std::byte* base) {
+    Carver carver(base);
+    carver.Take<std::byte>(rows * row_bytes);
+    gate_pieces = {carver.Take<Piece>(most_pieces), most_pieces};
+    down_pieces = {carver.Take<Piece>(most_pieces), most_pieces};
+    first_row = carver.Take<std::size_t>(batches.size());
+    in = carver.Take<const void*>(rows);
+    hidden = carver.Take<void*>(rows);
+    out = carver.Take<float*>(rows);
+    return carver.Used();
   };
-  std::vector<const void*> in(rows), hidden_in(rows);
-  std::vector<void*> hidden_out(rows);
-  std::vector<float*> out(rows);
+  const std::size_t needed = carve(nullptr) + kAlign;
+  if (scratch.size() < needed) scratch.resize(needed);
+  std::byte* base =
+      scratch.data() + (kAlign - reinterpret_cast<std::uintptr_t>(scratch.data()) % kAlign) % kAlign;
+  carve(base);
+
+  int gate_count = 0;
+  int down_count = 0;
+  std::size_t row = 0;
   for (std::size_t b = 0; b < batches.size(); ++b) {
-    for (std::size_t i = 0; i < batches[b].rows.size(); ++i) {
-      const std::size_t row = first_row[b] + i;
-      in[row] = batches[b].rows[i].in;
-      out[row] = batches[b].rows[i].out;
-      hidden_in[row] = hidden_out[row] = scratch.data() + row * row_bytes;
+    const ExpertBatch& batch = batches[b];
+    first_row[b] = row;
+    for (const ExpertRow& visit : batch.rows) {
+      in[row] = visit.in;
+      out[row] = visit.out;
+      hidden[row] = base + row * row_bytes;
+      ++row;
     }
-    cut(gate_tasks, static_cast<int>(b), PanelsOf(batches[b].weights.gate.n));
-    cut(down_tasks, static_cast<int>(b), PanelsOf(spec.hidden));
+    if (batch.rows.empty()) continue;
+    const int gate_panels = PanelsOf(batch.weights.gate.n);
+    const int down_panels = PanelsOf(spec.hidden);
+    Cut(static_cast<int>(b), gate_panels, 2 * CostOf(gate_panels, spec.hidden, batch.rows.size()), piece_cost,
+        gate_pieces, gate_count);
+    Cut(static_cast<int>(b), down_panels, CostOf(down_panels, batch.weights.down.k, batch.rows.size()),
+        piece_cost, down_pieces, down_count);
   }
-  threads.Run(static_cast<int>(gate_tasks.size()), [&](int t) {
-    const Task& task = gate_tasks[t];
-    const ExpertBatch& batch = batches[task.batch];
-    kernels.gate_up(batch.weights.gate, batch.weights.up, in.data() + first_row[task.batch], static_cast<int>(batch.rows.size()),
-                    task.first_panel, task.last_panel, hidden_out.data() + first_row[task.batch]);
+  threads.Run(gate_count, [&](int i) {
+    const Piece& piece = gate_pieces[i];
+    const ExpertBatch& batch = batches[piece.batch];
+    const std::size_t first = first_row[piece.batch];
+    kernels.gate_up(batch.weights.gate, batch.weights.up, in + first, static_cast<int>(batch.rows.size()),
+                    piece.first_panel, piece.last_panel, hidden + first);
   });
-  threads.Run(static_cast<int>(down_tasks.size()), [&](int t) {
-    const Task& task = down_tasks[t];
-    const ExpertBatch& batch = batches[task.batch];
-    kernels.matmul(batch.weights.down, hidden_in.data() + first_row[task.batch], static_cast<int>(batch.rows.size()),
-                   task.first_panel, task.last_panel, out.data() + first_row[task.batch]);
+  threads.Run(down_count, [&](int i) {
+    const Piece& piece = down_pieces[i];
+    const ExpertBatch& batch = batches[piece.batch];
+    const std::size_t first = first_row[piece.batch];
+    kernels.matmul(batch.weights.down, hidden + first, static_cast<int>(batch.rows.size()), piece.first_panel,
+                   piece.last_panel, out + first);
   });
 }
 

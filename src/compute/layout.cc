@@ -40,7 +40,8 @@ const TensorPlace& WeightLayout::Place(Role role, int layer) const {
   return place;
 }
 
-WeightLayout::WeightLayout(const core::ModelSpec& spec) : places_(static_cast<std::size_t>(spec.LayerCount() + 1) * kRoles) {
+WeightLayout::WeightLayout(const core::ModelSpec& spec)
+    : places_(static_cast<std::size_t>(spec.LayerCount() + 1) * kRoles) {
   std::size_t at = 0;
   const auto vector = [&](Role role, int layer, int n, int k = 1) {
     places_[Index(role, layer)] = {Take(at, std::size_t(n) * k * sizeof(float)), 0, n, n, k, false};
@@ -118,7 +119,8 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
     if (spec.layers[i].moe) {
       layer.router = Floats(blob, layout.Place(Role::kRouter, i));
     } else {
-      layer.dense = {Matrix(blob, layout.Place(Role::kDenseGate, i)), Matrix(blob, layout.Place(Role::kDenseUp, i)),
+      layer.dense = {Matrix(blob, layout.Place(Role::kDenseGate, i)),
+                     Matrix(blob, layout.Place(Role::kDenseUp, i)),
                      Matrix(blob, layout.Place(Role::kDenseDown, i))};
     }
     weights.layers.push_back(layer);

@@ -32,22 +32,17 @@ T LoadAt(const void* source, std::size_t index) {
 
 Bf16 LoadBf16(const void* source, DType type, std::size_t index) {
   switch (type) {
-    case DType::kBf16: return LoadAt<Bf16>(source, index);
-    case DType::kF16: return ToBf16(HalfToFloat(LoadAt<std::uint16_t>(source, index)));
-    case DType::kF32: return ToBf16(LoadAt<float>(source, index));
+    case DType::kBf16:
+      return LoadAt<Bf16>(source, index);
+    case DType::kF16:
+      return ToBf16(HalfToFloat(LoadAt<std::uint16_t>(source, index)));
+    case DType::kF32:
+      return ToBf16(LoadAt<float>(source, index));
   }
   return 0;
 }
 
 }  // namespace
-
-float ToFloat(Bf16 value) { return std::bit_cast<float>(std::uint32_t{value} << 16); }
-
-Bf16 ToBf16(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<Bf16>((bits >> 16) | 0x40u);  // NaN, quiet
-  return static_cast<Bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf16* packed) {
   const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
@@ -56,7 +51,8 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
     Bf16* out = packed + (output / kPanel) * pairs * kPanel * 2 + (output % kPanel) * 2;
     if (type == DType::kBf16) {  // the common case moves a pair at a time
       const std::byte* in = static_cast<const std::byte*>(source) + std::size_t(row) * k * 2;
-      for (int pair = 0; pair < k / 2; ++pair) std::memcpy(out + std::size_t(pair) * kPanel * 2, in + pair * 4, 4);
+      for (int pair = 0; pair < k / 2; ++pair)
+        std::memcpy(out + std::size_t(pair) * kPanel * 2, in + pair * 4, 4);
       if (k % 2 != 0) {
         std::memcpy(out + (pairs - 1) * kPanel * 2, in + (k - 1) * 2, 2);
         out[(pairs - 1) * kPanel * 2 + 1] = 0;
@@ -72,9 +68,15 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
 void ConvertToFloat(const void* source, DType type, std::size_t count, float* out) {
   for (std::size_t i = 0; i < count; ++i) {
     switch (type) {
-      case DType::kBf16: out[i] = ToFloat(LoadAt<Bf16>(source, i)); break;
-      case DType::kF16: out[i] = HalfToFloat(LoadAt<std::uint16_t>(source, i)); break;
-      case DType::kF32: out[i] = LoadAt<float>(source, i); break;
+      case DType::kBf16:
+        out[i] = ToFloat(LoadAt<Bf16>(source, i));
+        break;
+      case DType::kF16:
+        out[i] = HalfToFloat(LoadAt<std::uint16_t>(source, i));
+        break;
+      case DType::kF32:
+        out[i] = LoadAt<float>(source, i);
+        break;
     }
   }
 }

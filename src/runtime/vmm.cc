@@ -7,7 +7,6 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <sstream>
 
 #include "base/check.h"
 
@@ -30,6 +29,16 @@ std::string FirstLine(const char* path) {
   std::string line;
   std::getline(file, line);
   return line;
+}
+
+std::size_t Meminfo(const std::string& key) {
+  std::ifstream file("/proc/meminfo");
+  std::string word;
+  while (file >> word) {
+    std::size_t kilobytes = 0;
+    if (word == key && file >> kilobytes) return kilobytes << 10;
+  }
+  return 0;
 }
 
 // Bytes of the range that are mapped by 2 MiB entries, from smaps.
@@ -143,14 +152,7 @@ PageKind BestPageKind() {
   return PageKind::kTransparentHuge;  // by advice or, with [never], by collapse
 }
 
-std::size_t AvailableMemory() {
-  std::ifstream file("/proc/meminfo");
-  std::string line;
-  while (std::getline(file, line)) {
-    unsigned long kilobytes = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %lu kB", &kilobytes) == 1) return std::size_t{kilobytes} << 10;
-  }
-  return 0;
-}
+std::size_t AvailableMemory() { return Meminfo("MemAvailable:"); }
+std::size_t TotalMemory() { return Meminfo("MemTotal:"); }
 
 }  // namespace elasticmoe::runtime

@@ -63,5 +63,6 @@ PageKind BestPageKind();
 
 // Memory the machine could give now (MemAvailable), bytes.
 std::size_t AvailableMemory();
+std::size_t TotalMemory();
 
 }  // namespace elasticmoe::runtime

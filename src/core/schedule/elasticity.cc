@@ -188,9 +188,8 @@ void Scheduler::Impl::SwitchMovedSequences(StepPlan&) {
     sequence->domain = sequence->move->to_domain;
     sequence->blocks = std::move(blocks);
     sequence->move.reset();
-    sequence->published = 0;
+    sequence->published = 0;  // findable again once a step has completed with the tail in place
     sequence->rewrite_table = true;
-    PublishBlocks(*sequence);
   }
 }
 

@@ -109,6 +109,11 @@ bool Scheduler::Impl::Grow(Sequence& sequence, int tokens, StepPlan& plan) {
 void Scheduler::Impl::ReleaseKv(Sequence& sequence) {
   CancelMove(sequence);
   BlockPool& pool = Pool(sequence.domain);
+  for (Tail& tail : tails)  // nobody may write into its blocks any more
+    std::erase_if(tail.copies, [&](const KvCopy& copy) {
+      return copy.to_domain == sequence.domain &&
+             std::find(sequence.blocks.begin(), sequence.blocks.end(), copy.to) != sequence.blocks.end();
+    });
   // The end of the sequence first: the start of a prompt is what others may share.
   for (auto block = sequence.blocks.rbegin(); block != sequence.blocks.rend(); ++block) pool.Release(*block);
   sequence.blocks.clear();
