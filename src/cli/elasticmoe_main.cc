@@ -20,11 +20,8 @@ int main(int argc, char** argv) {
   cli::Action action;
   cli::RegisterServe(app, action);
   cli::RegisterGenerate(app, action);
-  cli::RegisterChat(app, action);
-  cli::RegisterStatus(app, action);
   cli::RegisterInspect(app, action);
   cli::RegisterMakeModel(app, action);
-  cli::RegisterBench(app, action);
   cli::RegisterProcesses(app, action);
   CLI11_PARSE(app, argc, argv);
   return action();
