@@ -167,6 +167,7 @@ class Cluster {
 
   std::set<DeviceId> allocated_;
   std::map<DeviceId, Ticket> device_ticket_;
+  std::map<DeviceId, std::optional<Error>> device_failed_;  // what was answered to that ticket
   Ticket stage_ticket_;
   bool preparing_ = false;
   std::optional<Prepared> prepared_;

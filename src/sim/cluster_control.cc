@@ -92,11 +92,16 @@ void Cluster::Handle(const core::ProvisionDevice& action) {
   if (action.ticket < seen) return;
   const bool again = action.ticket == seen;
   seen = action.ticket;
+  std::optional<Error>& failed = device_failed_[action.device];
   if (again) {
-    if (allocated_.count(action.device) > 0) Answer(action.ticket, std::nullopt);
-    return;  // else it is being started, or its failure was told: the machine asks anew
+    if (failed || allocated_.count(action.device) > 0) Answer(action.ticket, failed);
+    return;  // else it is being started
   }
-  if (Chance(faults().fail)) return Answer(action.ticket, kFault);
+  failed.reset();
+  if (Chance(faults().fail)) {
+    failed = kFault;
+    return Answer(action.ticket, failed);
+  }
   heap_.After(Milliseconds(5, 400), [this, action] {
     if (device_ticket_[action.device] != action.ticket) return;  // retired meanwhile
     allocated_.insert(action.device);
@@ -135,8 +140,9 @@ void Cluster::Handle(const core::PrepareStage& action) {
   prepared_.reset();
   preparing_ = true;
   const TimeNs duration = Milliseconds(1, 20) + static_cast<TimeNs>(action.stage.moves.size()) * 1'000'000;
+  const int memory = room_.memory_incarnation();
   MaybeCrash("preparing");
-  heap_.After(duration, [this, action, memory = room_.memory_incarnation(), fails = Chance(faults().fail)] {
+  heap_.After(duration, [this, action, memory, fails = Chance(faults().fail)] {
     FinishPrepare(action, memory, fails);
   });
 }

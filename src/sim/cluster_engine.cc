@@ -31,8 +31,14 @@ void Cluster::Pump() {
 
 void Cluster::Dispatch(core::StepPlan plan) {
   ++report_.steps;
-  for (const core::KvCopy& copy : plan.copies_before) room_.CopyKv(copy);
-  for (const core::TableWrite& write : plan.table_writes) room_.WriteTable(write);
+  for (const core::KvCopy& copy : plan.copies_before) {
+    Say("  copies block {}/{} to {}/{}", copy.from_domain, copy.from, copy.to_domain, copy.to);
+    room_.CopyKv(copy);
+  }
+  for (const core::TableWrite& write : plan.table_writes) {
+    Say("  slot {} index {}: block {}", write.table_slot, write.index, write.block);
+    room_.WriteTable(write);
+  }
   step_.emplace();
   step_->id = plan.step;
   step_->placement = std::make_shared<core::Placement>(placement_);
@@ -45,7 +51,8 @@ void Cluster::Dispatch(core::StepPlan plan) {
       if (device.device == member) sequences = std::move(device.sequences);
     std::vector<std::vector<TokenId>> rows;
     for (const core::SequenceStep& one : sequences) {
-      const auto tokens = scheduler_.Tokens(one.request).subspan(one.start_position, one.rows);
+      Say("  device {}: request {} rows {}+{} slot {}", member, one.request, one.start_position, one.rows, one.table_slot);
+      const auto tokens = scheduler_.Tokens(one.request).first(one.start_position + one.rows);
       rows.emplace_back(tokens.begin(), tokens.end());
     }
     step_->waiting.insert(member);

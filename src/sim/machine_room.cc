@@ -131,7 +131,7 @@ void MachineRoom::CopyKv(const core::KvCopy& copy) {
 }
 
 std::string MachineRoom::Compute(DeviceId device, const core::SequenceStep& step,
-                                 const std::vector<TokenId>& rows, std::uint64_t& fold) {
+                                 const std::vector<TokenId>& tokens, std::uint64_t& fold) {
   Domain& domain = domains_[DomainOf(device)];
   const auto place = [&](int position) -> TokenId* {
     const auto block = tables_[step.table_slot].find(position / block_tokens_);
@@ -145,13 +145,16 @@ std::string MachineRoom::Compute(DeviceId device, const core::SequenceStep& step
     if (token == nullptr)
       return fmt::format("request={} writes position={} outside of its blocks", step.request,
                          step.start_position + i);
-    *token = rows[i];
+    *token = tokens[step.start_position + i];
   }
   fold = 0;
   for (int position = 0; position < step.start_position + step.rows; ++position) {
     const TokenId* token = place(position);
     if (token == nullptr)
       return fmt::format("request={} reads position={} outside of its blocks", step.request, position);
+    if (*token != tokens[position])
+      return fmt::format("request={} reads {} at position={} of {}, not {} (rows from {})", step.request,
+                         *token, position, tokens.size(), tokens[position], step.start_position);
     fold = FoldToken(fold, *token);
   }
   return {};

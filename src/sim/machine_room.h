@@ -53,8 +53,9 @@ class MachineRoom {
 
   void WriteTable(const core::TableWrite& write) { tables_[write.table_slot][write.index] = write.block; }
   void CopyKv(const core::KvCopy& copy);
-  // Rows of one sequence: writes them, then reads all of its context back. Empty, or what was wrong.
-  std::string Compute(DeviceId device, const core::SequenceStep& step, const std::vector<TokenId>& rows,
+  // Rows of one sequence: writes those of `tokens` that the step names, then reads all context back and folds
+  // it. `tokens` reaches to the end of the step. Empty, or what was wrong.
+  std::string Compute(DeviceId device, const core::SequenceStep& step, const std::vector<TokenId>& tokens,
                       std::uint64_t& fold);
 
   std::size_t PagesIn(DomainId domain) const;

@@ -29,14 +29,20 @@ void Scheduler::SetBlocks(DomainId domain, std::uint32_t blocks) {
       if (sequence->move && sequence->move->to_domain == domain && above(sequence->move->blocks)) impl_->CancelMove(*sequence);
       if (sequence->domain == domain && above(sequence->blocks)) holder = sequence;
     }
-    if (holder != nullptr) impl_->Preempt(*holder);
-    else if (pool.ReferencedAtOrAbove(blocks)) {  // held by tails of finished moves alone
-      for (Impl::Tail& tail : impl_->tails)
-        if (tail.from_domain == domain) {
-          for (const BlockId block : tail.release) pool.Release(block);
-          tail.release.clear();
-        }
+    if (holder != nullptr) {
+      impl_->Preempt(*holder);
+      continue;
     }
+    // Targets of cancelled moves: ids that end cannot be given to others.
+    for (auto& [request, orphan] : impl_->orphans)
+      if (orphan.domain == domain)
+        std::erase_if(orphan.blocks, [&](BlockId block) {
+          if (static_cast<std::uint32_t>(block.value) < blocks) return false;
+          pool.Release(block);
+          return true;
+        });
+    // Sources of tails that have not run yet: their sequences lose what was to come.
+    if (pool.ReferencedAtOrAbove(blocks)) impl_->DropTails(domain, false);
   }
   pool.Resize(blocks);
 }
@@ -48,27 +54,34 @@ void Scheduler::ForgetKv(DomainId domain) {
     if (sequence->domain == domain) lost.push_back(sequence);
     else if (sequence->move && sequence->move->to_domain == domain) impl_->CancelMove(*sequence);
   }
-  // A sequence whose tail was still to come out of the domain has lost it, too.
-  std::vector<Impl::Tail> tails;
-  for (Impl::Tail& tail : impl_->tails) {
+  for (Sequence* sequence : lost) impl_->Preempt(*sequence);
+  impl_->DropTails(domain, true);
+  if (const auto pool = impl_->pools.find(domain); pool != impl_->pools.end()) pool->second.ForgetCache();
+}
+
+// Tails out of a domain (and into it) do not run any more: sequences that waited for one are preempted.
+void Scheduler::Impl::DropTails(DomainId domain, bool into) {
+  std::vector<Sequence*> lost;
+  std::vector<Tail> kept, dropped;
+  for (Tail& tail : tails) {
     const bool from = tail.from_domain == domain;
-    const bool to = !tail.copies.empty() && tail.copies.front().to_domain == domain;
+    const bool to = into && !tail.copies.empty() && tail.copies.front().to_domain == domain;
     if (!from && !to) {
-      tails.push_back(std::move(tail));
+      kept.push_back(std::move(tail));
       continue;
     }
-    if (from)
-      for (auto& [rank, sequence] : impl_->running)
-        for (const KvCopy& copy : tail.copies)
-          if (sequence->domain == copy.to_domain &&
-              std::find(sequence->blocks.begin(), sequence->blocks.end(), copy.to) != sequence->blocks.end() &&
-              std::find(lost.begin(), lost.end(), sequence) == lost.end())
-            lost.push_back(sequence);
-    for (const BlockId block : tail.release) impl_->Pool(tail.from_domain).Release(block);
+    for (auto& [rank, sequence] : running)
+      for (const KvCopy& copy : tail.copies)
+        if (sequence->domain == copy.to_domain &&
+            std::find(sequence->blocks.begin(), sequence->blocks.end(), copy.to) != sequence->blocks.end() &&
+            std::find(lost.begin(), lost.end(), sequence) == lost.end())
+          lost.push_back(sequence);
+    dropped.push_back(std::move(tail));
   }
-  impl_->tails = std::move(tails);
-  for (Sequence* sequence : lost) impl_->Preempt(*sequence);
-  if (const auto pool = impl_->pools.find(domain); pool != impl_->pools.end()) pool->second.ForgetCache();
+  tails = std::move(kept);
+  for (const Tail& tail : dropped)
+    for (const BlockId block : tail.release) Pool(tail.from_domain).Release(block);
+  for (Sequence* sequence : lost) Preempt(*sequence);
 }
 
 int Scheduler::SequencesOn(DeviceId device) const {
@@ -78,9 +91,22 @@ int Scheduler::SequencesOn(DeviceId device) const {
 
 void Scheduler::Impl::CancelMove(Sequence& sequence) {
   if (!sequence.move) return;
-  for (const BlockId block : sequence.move->blocks) Pool(sequence.move->to_domain).Release(block);
+  // A copy that runs writes to its target blocks whatever becomes of the sequence: nobody else may have them before it ends.
+  if (!sequence.move->copied)
+    orphans[sequence.request.id] = {sequence.move->to_domain, std::move(sequence.move->blocks)};
+  else
+    for (const BlockId block : sequence.move->blocks) Pool(sequence.move->to_domain).Release(block);
   --devices.at(sequence.move->to).sequences;
   sequence.move.reset();
+}
+
+// The copies of a move have ended, well or not. True if the move had been cancelled before.
+bool Scheduler::Impl::EndOrphan(RequestId request) {
+  const auto at = orphans.find(request);
+  if (at == orphans.end()) return false;
+  for (const BlockId block : at->second.blocks) Pool(at->second.domain).Release(block);
+  orphans.erase(at);
+  return true;
 }
 
 void Scheduler::Impl::PlaceOn(Sequence& sequence, DeviceId device) {
@@ -118,7 +144,7 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
     Sequence& sequence = *at->second;
     const Impl::DeviceState& from = s.devices.at(sequence.device);
     const bool must = !from.config.accepts;
-    if (sequence.move || (!must && from.sequences <= target[sequence.device])) continue;
+    if (sequence.move || s.orphans.count(sequence.request.id) > 0 || (!must && from.sequences <= target[sequence.device])) continue;
     Impl::DeviceState* to = nullptr;
     for (auto& [id, device] : s.devices) {
       if (!device.config.accepts || id == sequence.device || device.sequences >= target[id]) continue;
@@ -152,13 +178,17 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
 }
 
 void Scheduler::MoveCopied(RequestId request) {
+  if (impl_->EndOrphan(request)) return;
   const auto at = impl_->sequences.find(request);
   if (at != impl_->sequences.end() && at->second.move) at->second.move->copied = true;
 }
 
 void Scheduler::MoveFailed(RequestId request) {
+  if (impl_->EndOrphan(request)) return;
   const auto at = impl_->sequences.find(request);
-  if (at != impl_->sequences.end()) impl_->CancelMove(at->second);
+  if (at == impl_->sequences.end() || !at->second.move) return;
+  at->second.move->copied = true;  // nothing writes to its blocks any more
+  impl_->CancelMove(at->second);
 }
 
 // Sequences whose copies are done change domain at this boundary; what was written since goes along as their tail.

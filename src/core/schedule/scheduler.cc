@@ -155,10 +155,10 @@ void Scheduler::Impl::PublishBlocks(Sequence& sequence) {
 
 // ---------------------------------------------------------------- planning
 
-Scheduler::Impl::DeviceState* Scheduler::Impl::LeastLoaded(const std::map<DeviceId, int>& budget) {
+Scheduler::Impl::DeviceState* Scheduler::Impl::LeastLoaded(const std::map<DeviceId, int>& budget, int blocks) {
   DeviceState* best = nullptr;
   for (auto& [id, device] : devices) {
-    if (!device.config.accepts || budget.at(id) <= 0) continue;
+    if (!device.config.accepts || budget.at(id) <= 0 || static_cast<int>(Pool(device.config.domain).Size()) < blocks) continue;
     if (best == nullptr || (device.sequences + 1) / device.config.weight < (best->sequences + 1) / best->config.weight) best = &device;
   }
   return best;
@@ -166,7 +166,7 @@ Scheduler::Impl::DeviceState* Scheduler::Impl::LeastLoaded(const std::map<Device
 
 bool Scheduler::Impl::Admit(Sequence& sequence, std::map<DeviceId, int>& budget, StepPlan& plan) {
   if (free_slots.empty()) return false;
-  DeviceState* device = LeastLoaded(budget);
+  DeviceState* device = LeastLoaded(budget, BlocksFor(static_cast<int>(sequence.tokens.size())));
   if (device == nullptr) return false;
   BlockPool& pool = Pool(device->config.domain);
   std::vector<BlockId> prefix;
@@ -262,7 +262,11 @@ StepPlan Scheduler::Plan(TimeNs) {
       }
       const int fit = static_cast<int>(sequence.blocks.size()) * s.options.block_tokens - sequence.computed;
       rows = std::min(rows, fit);
-      if (rows > 0) s.PlanRows(sequence, rows, plans, budget);
+      if (rows > 0) {
+        s.PlanRows(sequence, rows, plans, budget);
+      } else if (s.BlocksFor(sequence.computed + 1) > static_cast<int>(s.Pool(sequence.domain).Size())) {
+        s.Preempt(sequence);  // it has outgrown what its domain has left: another one may hold it
+      }
     }
   }
 
@@ -407,6 +411,8 @@ void Scheduler::CheckIntegrity() const {
   }
   for (const Impl::Tail& tail : s.tails)
     for (const BlockId block : tail.release) ++held[{tail.from_domain, block}];
+  for (const auto& [request, orphan] : s.orphans)
+    for (const BlockId block : orphan.blocks) ++held[{orphan.domain, block}];
   EM_CHECK(slots.size() + s.free_slots.size() == static_cast<std::size_t>(s.options.max_running));
   for (const auto& [id, device] : s.devices) EM_CHECK(device.sequences == on_device[id], "device={}", id);
   for (const auto& [domain, pool] : s.pools) {

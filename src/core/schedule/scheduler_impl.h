@@ -73,6 +73,12 @@ struct Scheduler::Impl {
   std::map<DomainId, BlockPool> pools;
   std::set<int> free_slots;
   std::vector<Tail> tails;
+  // Target blocks of moves that were cancelled while their copies ran; freed when those end.
+  struct Orphan {
+    DomainId domain;
+    std::vector<BlockId> blocks;
+  };
+  std::map<RequestId, Orphan> orphans;
   std::uint64_t next_arrival = 0;
   std::uint64_t next_step = 1;
   bool in_flight = false;
@@ -92,11 +98,14 @@ struct Scheduler::Impl {
   void ReleaseKv(Sequence& sequence);   // blocks, slot, place on the device, move
   void PublishBlocks(Sequence& sequence);
   bool Admit(Sequence& sequence, std::map<DeviceId, int>& budget, StepPlan& plan);
-  DeviceState* LeastLoaded(const std::map<DeviceId, int>& budget);
+  // Of those whose domain could hold `blocks` at all.
+  DeviceState* LeastLoaded(const std::map<DeviceId, int>& budget, int blocks);
   void PlanRows(Sequence& sequence, int rows, std::map<DeviceId, DevicePlan>& plans, std::map<DeviceId, int>& budget);
   void Finish(Sequence& sequence, TokenEvent event, FinishReason reason, std::vector<TokenEvent>& events);
   TokenEvent EventFor(Sequence& sequence);
   void CancelMove(Sequence& sequence);
+  bool EndOrphan(RequestId request);
+  void DropTails(DomainId domain, bool into);
   void SwitchMovedSequences(StepPlan& plan);
   void PlaceOn(Sequence& sequence, DeviceId device);
 };
