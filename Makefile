@@ -27,9 +27,9 @@ run: build  ## Serve the bundled model at http://127.0.0.1:8000, its experts spr
 	@exec $(BUILD)/elasticmoe serve models/demo --host 127.0.0.1 --port $(PORT) --devices 2 --served-model-name demo
 
 test: deps  ## Build and run all tests
+	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers
 	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS)
 	@cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts
-	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS)
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) --no-tests=error
 
 check: deps  ## Layering, purity of core, formatting
@@ -44,7 +44,7 @@ bench: deps  ## Kernel benchmarks, with their share of this machine's limits
 	@$$(find $(BUILD) -name bench_kernels -type f)
 
 fuzz: deps  ## Fuzz every decoder of foreign bytes, FUZZ_SECONDS each (default 60)
-	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS)
+	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) tools/run_fuzzers.sh build/fuzz
 
 asan tsan clang: deps  ## The unit tests under address+undefined, thread sanitizer, or clang
