@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,14 +25,31 @@ struct TensorSource {
   std::uint64_t bytes = 0;
 };
 
+// Sampling defaults that generation_config.json recommends; empty where it says nothing.
+struct GenerationDefaults {
+  std::optional<float> temperature;
+  std::optional<int> top_k;  // 0 = off
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+};
+
 struct Checkpoint {
   std::filesystem::path directory;
   core::ModelSpec spec;
+  GenerationDefaults generation;
   std::vector<std::filesystem::path> files;
-  std::vector<TensorSource> tensors;  // in file order, so that loading reads front to back
-  std::uint64_t parameters = 0;
+  std::vector<std::uint64_t> file_bytes;  // size of files[i]
+  std::vector<TensorSource> tensors;      // in file order, so that loading reads front to back
+  std::vector<std::string> unused;        // names of tensors that the forward pass does not need, sorted
+  std::uint64_t parameters = 0;           // a tied head counts once
 
-  // Reads headers only. Errors name the file, the key and what to do.
+  // Reads headers only. Errors name the file, the key and what to do:
+  //   kNotFound          the directory, config.json, the weights or a shard is not there
+  //   kInvalidArgument   config.json, generation_config.json or the shard index is wrong, a tensor is
+  //                      missing or of another shape than config.json says
+  //   kDataLoss          a safetensors file is cut off or its header lies
+  //   kUnimplemented     an unknown family, or a dtype, setting or extra tensor that would change the answers
   static Expected<Checkpoint> Open(const std::filesystem::path& directory);
 };
 

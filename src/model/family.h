@@ -45,7 +45,7 @@ class Family {
 };
 
 // kUnimplemented, naming the families there are, if config's model_type is none of them.
-Expected<const Family*> FindFamily(const Json& config);
+Expected<const Family*> FamilyOf(const Json& config);
 Expected<const Family*> FindFamily(std::string_view model_type);
 
 }  // namespace elasticmoe::model

@@ -1,0 +1,40 @@
+#include "model/family.h"
+
+#include <array>
+
+#include "model/config_reader.h"
+#include "model/families/mixtral.h"
+#include "model/families/qwen3_moe.h"
+
+namespace elasticmoe::model {
+namespace {
+
+// The registry: one line a family.
+const std::array<const Family*, 2>& Families() {
+  static const std::array<const Family*, 2> families = {&Qwen3Moe(), &Mixtral()};
+  return families;
+}
+
+}  // namespace
+
+Expected<const Family*> FindFamily(std::string_view model_type) {
+  std::vector<std::string_view> names;
+  for (const Family* family : Families()) {
+    if (family->ModelType() == model_type) return family;
+    names.push_back(family->ModelType());
+  }
+  return Fail(ErrorCode::kUnimplemented, "model_type={} is no family served here (supported: {})",
+              Shown(std::string(model_type)), fmt::join(names, ", "));
+}
+
+Expected<const Family*> FamilyOf(const Json& config) {
+  EM_RETURN_IF_ERROR(IsObject(config));
+  const Json* type = ConfigReader(config).Find("model_type");
+  if (!type)
+    return Fail(ErrorCode::kInvalidArgument, "model_type is missing; is this a model's config.json?");
+  if (!type->is_string())
+    return Fail(ErrorCode::kInvalidArgument, "model_type={} (expected a string)", Shown(*type));
+  return FindFamily(std::string_view(type->get_ref<const std::string&>()));
+}
+
+}  // namespace elasticmoe::model

@@ -1,0 +1,146 @@
+#include "model/inspect.h"
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+#include <system_error>
+
+#include "base/file.h"
+
+namespace elasticmoe::model {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uint64_t kBf16Bytes = 2;
+constexpr std::size_t kShownUnused = 4;
+
+std::string_view NameOf(DType type) {
+  switch (type) {
+    case DType::kBf16:
+      return "bf16";
+    case DType::kF16:
+      return "f16";
+    case DType::kF32:
+      return "f32";
+  }
+  return "unknown";
+}
+
+bool HasChatTemplate(const fs::path& directory) {
+  std::error_code code;
+  if (fs::exists(directory / "chat_template.jinja", code) ||
+      fs::exists(directory / "chat_template.json", code))
+    return true;
+  const auto text = ReadFile(directory / "tokenizer_config.json");
+  const auto json = text ? ParseJson(*text) : tl::unexpected<Error>(text.error());
+  if (!json || !json->is_object()) return false;
+  const auto it = json->find("chat_template");
+  return it != json->end() && !it->is_null();
+}
+
+// A number with three digits and its unit: 1.41 B, 259 M.
+std::string Short(double value, double base, std::initializer_list<const char*> units) {
+  auto unit = units.begin();
+  while (value >= base * 0.9995 && unit + 1 != units.end()) {
+    value /= base;
+    ++unit;
+  }
+  if (unit == units.begin()) return fmt::format("{:.0f}{}", value, *unit);
+  return fmt::format("{:.{}f}{}", value, value < 9.995 ? 2 : value < 99.95 ? 1 : 0, *unit);
+}
+
+std::string Count(const Json& value) {
+  return Short(value.get<double>(), 1000, {"", " K", " M", " B", " T"});
+}
+std::string Bytes(const Json& value) {
+  return Short(value.get<double>(), 1024, {" B", " KiB", " MiB", " GiB", " TiB"});
+}
+
+std::string Joined(const Json& list, std::size_t limit = 1000) {
+  std::string text;
+  for (std::size_t i = 0; i < list.size() && i < limit; ++i) {
+    if (i > 0) text += ", ";
+    text += list[i].is_string() ? list[i].get<std::string>() : list[i].dump();
+  }
+  if (list.size() > limit) text += fmt::format(" and {} more", list.size() - limit);
+  return text.empty() ? "none" : text;
+}
+
+}  // namespace
+
+Json InspectModel(const Checkpoint& checkpoint) {
+  const core::ModelSpec& spec = checkpoint.spec;
+  const auto moe_layers =
+      static_cast<std::uint64_t>(std::ranges::count_if(spec.layers, &core::LayerSpec::moe));
+  const std::uint64_t expert_parameters = std::uint64_t{3} * spec.hidden * spec.moe.expert_width;
+  const std::uint64_t idle = moe_layers * (spec.moe.experts - spec.moe.top_k) * expert_parameters;
+  std::set<std::string_view> types;
+  for (const TensorSource& tensor : checkpoint.tensors) types.insert(NameOf(tensor.type));
+  Json files = Json::array();
+  for (std::size_t i = 0; i < checkpoint.files.size(); ++i)
+    files.push_back({{"name", checkpoint.files[i].filename().string()}, {"bytes", checkpoint.file_bytes[i]}});
+  std::error_code code;
+
+  Json report;
+  report["directory"] = checkpoint.directory.string();
+  report["family"] = spec.family;
+  report["parameters"] = checkpoint.parameters;
+  report["active_parameters"] = checkpoint.parameters - idle;
+  report["layers"] = spec.LayerCount();
+  report["moe_layers"] = moe_layers;
+  report["hidden"] = spec.hidden;
+  report["heads"] = spec.attention.heads;
+  report["kv_heads"] = spec.attention.kv_heads;
+  report["head_dim"] = spec.attention.head_dim;
+  report["experts"] = spec.moe.experts;
+  report["top_k"] = spec.moe.top_k;
+  report["expert_width"] = spec.moe.expert_width;
+  report["vocab"] = spec.vocab;
+  report["context"] = spec.max_positions;
+  report["tied_head"] = spec.tied_head;
+  report["eos_ids"] = spec.eos_ids;
+  report["dtypes"] = types;
+  report["bytes_on_disk"] =
+      std::accumulate(checkpoint.file_bytes.begin(), checkpoint.file_bytes.end(), std::uint64_t{0});
+  report["bytes_per_expert"] = expert_parameters * kBf16Bytes;
+  report["kv_bytes_per_token"] =
+      kBf16Bytes * 2 * spec.LayerCount() * spec.attention.kv_heads * spec.attention.head_dim;
+  report["files"] = std::move(files);
+  report["tensors"] = checkpoint.tensors.size();
+  report["unused_tensors"] = checkpoint.unused;
+  report["has_tokenizer"] = fs::exists(checkpoint.directory / "tokenizer.json", code);
+  report["has_chat_template"] = HasChatTemplate(checkpoint.directory);
+  return report;
+}
+
+std::string DescribeModel(const Json& report) {
+  std::string text = report["directory"].get<std::string>() + "\n";
+  const auto line = [&text](std::string_view name, const std::string& value) {
+    text += fmt::format("  {:<12}{}\n", name, value);
+  };
+  const auto number = [&report](const char* key) { return report[key].get<std::int64_t>(); };
+  line("family", report["family"].get<std::string>());
+  line("parameters", fmt::format("{}, {} active per token", Count(report["parameters"]),
+                                 Count(report["active_parameters"])));
+  line("layers", fmt::format("{}, of which {} with experts", number("layers"), number("moe_layers")));
+  line("experts", fmt::format("{} a layer, top {}, {} each in bf16", number("experts"), number("top_k"),
+                              Bytes(report["bytes_per_expert"])));
+  line("attention",
+       fmt::format("{} heads, {} KV heads, {} wide; KV cache {} a token in bf16", number("heads"),
+                   number("kv_heads"), number("head_dim"), Bytes(report["kv_bytes_per_token"])));
+  line("hidden", fmt::format("{}, expert width {}", number("hidden"), number("expert_width")));
+  line("vocabulary",
+       fmt::format("{} ids, {} head, end of text: {}", number("vocab"),
+                   report["tied_head"].get<bool>() ? "tied" : "separate", Joined(report["eos_ids"])));
+  line("context", fmt::format("{} tokens", number("context")));
+  line("weights", fmt::format("{} of {} in {} file{}, {} tensors", Bytes(report["bytes_on_disk"]),
+                              Joined(report["dtypes"]), report["files"].size(),
+                              report["files"].size() == 1 ? "" : "s", number("tensors")));
+  line("tokenizer", report["has_tokenizer"].get<bool>() ? "yes" : "none: serves token ids only");
+  line("chat", report["has_chat_template"].get<bool>() ? "has a template" : "no template");
+  if (!report["unused_tensors"].empty()) line("not used", Joined(report["unused_tensors"], kShownUnused));
+  return text;
+}
+
+}  // namespace elasticmoe::model
