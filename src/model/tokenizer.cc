@@ -178,7 +178,7 @@ Expected<std::unique_ptr<Tokenizer>> Build(std::string_view tokenizer_json,
 Expected<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view tokenizer_json,
                                                          std::string_view tokenizer_config_json) {
   auto tokenizer = Build(tokenizer_json, tokenizer_config_json);
-  if (!tokenizer) return Within("loading the tokenizer", std::move(tokenizer.error()));
+  if (!tokenizer) return Within("reading tokenizer.json", std::move(tokenizer.error()));
   return tokenizer;
 }
 

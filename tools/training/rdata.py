@@ -22,7 +22,8 @@ class Reader:
         version = self.integer()
         self.at += 8  # versions of R that wrote it and that can read it
         if version == 3:
-            self.at += self.integer()  # name of the native encoding
+            length = self.integer()
+            self.at += length  # name of the native encoding
 
     def integer(self):
         value = struct.unpack_from(">i", self.data, self.at)[0]
