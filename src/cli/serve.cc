@@ -13,6 +13,7 @@
 #include "model/chat_template.h"
 #include "model/tokenizer.h"
 #include "server/api_server.h"
+#include "server/scale_routes.h"
 
 namespace elasticmoe::cli {
 namespace {
@@ -88,6 +89,8 @@ int Serve(Options options) {
   if (options.generation_config == "auto") options.server.defaults = Defaults((*engine)->checkpoint().generation);
   auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(), chat_template ? &*chat_template : nullptr);
   if (!api) return Report(api.error());
+  runtime::ResizeController controller(**engine);
+  server::AddScaleRoutes(**api, **engine, controller);
   Banner(options, **engine, (*api)->Port(), *tokenizer != nullptr);
 
   // The first signal lets running requests finish, the second ends them.

@@ -74,8 +74,6 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   shape.experts = spec.moe.experts;
   shape.activation_bytes = kernels->activation_bytes;
   EM_ASSIGN_OR_RETURN(exchange_, Exchange::Create(shape));
-  const int cpus = static_cast<int>(AllowedCpus().size());
-  exchange_->header().spin = options_.devices * options_.threads_per_device <= cpus ? kSpins : 0;
 
   // Workers start up while the weights are loaded.
   EM_ASSIGN_OR_RETURN(hmm_, HmmClient::StartOrAdopt(HmmOptionsFor()));
@@ -110,6 +108,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   EM_RETURN_IF_ERROR(AttachAll());
   scheduler_->SetDevices(SchedulerDevices());
   UpdateKvBlocks();
+  UpdateSpin();
   instances_->SetStandby(options_.standby);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
   PublishStats();
@@ -138,8 +137,15 @@ ElasticEngine::~ElasticEngine() {
 
 std::vector<core::SchedulerDevice> ElasticEngine::SchedulerDevices() const {
   std::vector<core::SchedulerDevice> devices;
-  for (const DeviceId member : placement_.members()) devices.push_back({member, memory_.map.DomainOf(member)});
+  for (const DeviceId member : placement_.members())
+    devices.push_back({member, memory_.map.DomainOf(member), 1.0, leaving_.count(member) == 0});
   return devices;
+}
+
+// Waiters spin only where each has a core of its own.
+void ElasticEngine::UpdateSpin() {
+  const auto threads = static_cast<int>(placement_.members().size()) * options_.threads_per_device;
+  exchange_->header().spin = threads <= static_cast<int>(AllowedCpus().size()) ? kSpins : 0;
 }
 
 Status ElasticEngine::AttachAll() {
@@ -149,6 +155,8 @@ Status ElasticEngine::AttachAll() {
 }
 
 void ElasticEngine::UpdateKvBlocks() {
+  pids_.clear();
+  for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
   for (const DomainMap& domain : memory_.map.domains)
     scheduler_->SetBlocks(domain.domain, static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk));
 }
@@ -243,6 +251,7 @@ void ElasticEngine::Deliver(std::vector<core::TokenEvent>& events) {
 void ElasticEngine::Loop() {
   for (;;) {
     TakeInbox();
+    RunTasks(true);
     if (death_.exchange(false)) {
       Status status = RecoverWorkers();
       if (status) status = ReplaceHmm();
@@ -254,19 +263,23 @@ void ElasticEngine::Loop() {
     Deliver(plan.failed);
     PublishStats();
     if (!plan.Empty()) {
+      if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_) longest_gap_ = now - last_step_end_;
       RunStep(plan);
+      last_step_end_ = Now();
       const std::scoped_lock lock(mutex_);
       if (stopping_) break;
       continue;
     }
+    last_step_end_ = 0;
     std::unique_lock lock(mutex_);
     busy_ = !scheduler_->Idle() || !submitted_.empty();
     if (stopping_) break;
-    const auto anything = [&] { return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty(); };
+    const auto anything = [&] { return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty() || !tasks_.empty(); };
     if (next_hmm_) work_.wait_for(lock, kHmmPoll, anything);
     else work_.wait(lock, anything);
     if (stopping_) break;
   }
+  RunTasks(false);
   std::vector<core::TokenEvent> events;
   TakeInbox();
   std::vector<RequestId> left;
@@ -325,6 +338,7 @@ bool ElasticEngine::AwaitStep(std::uint32_t step) {
     // Given up: every waiter is woken until all are out of the step.
     header.abort_step.store(step, std::memory_order_seq_cst);
     if (Now() > deadline) {
+      const std::scoped_lock lock(instances_mutex_);
       for (const DeviceId member : placement_.members()) {
         if (exchange_->device(member.value).finished_step.load() == step) continue;
         LogWarn("device {} did not finish step {} within {} s: its worker is killed", member, step, options_.step_timeout_seconds);
@@ -367,6 +381,7 @@ core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
 
 void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!plan.copies_before.empty()) {
+    const std::scoped_lock lock(instances_mutex_);
     Json blocks = Json::array();
     for (const core::KvCopy& copy : plan.copies_before)
       blocks.push_back({copy.from_domain.value, copy.from.value, copy.to_domain.value, copy.to.value});
@@ -389,6 +404,9 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   }
   failed_attempts_ = 0;
   ++steps_;
+  if (!fresh_.empty())
+    for (const core::DevicePlan& device : plan.devices)
+      if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
   core::StepResult result = ReadStep(plan);
   std::vector<core::TokenEvent> events;
   scheduler_->Complete(result, Now(), events);
@@ -398,24 +416,35 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
 // ---------------------------------------------------------------- failures
 
 Status ElasticEngine::RecoverWorkers() {
+  const std::scoped_lock lock(instances_mutex_);
   // Out of the step first: nobody may write into areas that the next plan uses.
   instances_->Quiesce(placement_.members());
-  std::vector<DeviceId> dead = instances_->TakeDead();
-  for (int attempt = 0; !dead.empty(); ++attempt) {
+  for (int attempt = 0;; ++attempt) {
+    std::vector<DeviceId> dead = instances_->TakeDead();
+    for (const DeviceId device : dead) Observe(core::WorkerDiedEvent{device});
+    // A member without a worker is one that died, now or in an attempt before; others are the resize's business.
+    std::vector<DeviceId> missing;
+    for (const DeviceId member : placement_.members())
+      if (instances_->PidOf(member) < 0) missing.push_back(member);
+    if (missing.empty()) break;
     if (attempt == kMaxAttempts)
-      return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed", dead.front(), attempt);
+      return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed", missing.front(), attempt);
     const TimeNs start = Now();
-    for (const DeviceId device : dead) {
+    prepared_.reset();  // the new worker has not prepared it
+    for (const DeviceId device : missing) {
       LogWarn("the worker of device {} ended: a standby takes over", device);
       EM_RETURN_IF_ERROR(instances_->Attach(device, memory_));
       ++recoveries_;
     }
-    const Status prepared = instances_->Prepare(dead, placement_.epoch().value, memory_.map);
-    if (prepared) LogInfo("recovered in {:.1f} ms", static_cast<double>(Now() - start) / 1e6);
-    dead = instances_->TakeDead();
-    if (!prepared && dead.empty()) return prepared;
+    if (Status prepared = instances_->Prepare(missing, placement_.epoch().value, memory_.map); !prepared) {
+      LogWarn("{}", prepared.error().message);
+      continue;
+    }
+    LogInfo("recovered in {:.1f} ms", static_cast<double>(Now() - start) / 1e6);
+    for (const DeviceId device : missing) Observe(core::WorkerRecoveredEvent{device});
   }
   EM_RETURN_IF_ERROR(instances_->FillStandby());
+  for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
   Rewatch();
   return {};
 }
@@ -423,6 +452,7 @@ Status ElasticEngine::RecoverWorkers() {
 // Starts a new HMM where the present one has ended. Until that has the weights, the workers serve from the pages that
 // they have mapped: the kernel keeps those as long as anybody maps them.
 Status ElasticEngine::ReplaceHmm() {
+  const std::scoped_lock lock(instances_mutex_);
   const HmmClient& watched = next_hmm_ ? *next_hmm_ : *hmm_;
   pollfd poll_fd{watched.pidfd(), POLLIN, 0};
   if (::poll(&poll_fd, 1, 0) != 1) return {};
@@ -448,6 +478,13 @@ Status ElasticEngine::SwitchToNextHmm() {
     return tl::unexpected<Error>(ready.error());
   }
   if (!*ready) return {};
+  const std::scoped_lock lock(instances_mutex_);
+  // The new one was started for the first size; the others' KV memory is added.
+  const std::size_t chunk_bytes = memory_.map.blocks_per_chunk *
+                                  compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  for (const DeviceId member : placement_.members())
+    EM_RETURN_IF_ERROR(next_hmm_->Call({{"op", "set_kv"}, {"domain", memory_.map.DomainOf(member).value}, {"device", member.value},
+                                        {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
   EM_ASSIGN_OR_RETURN(AttachedMemory memory, next_hmm_->Describe());
   hmm_ = std::move(next_hmm_);
   memory_ = std::move(memory);
@@ -520,7 +557,7 @@ void ElasticEngine::PublishStats() {
   for (const DeviceId member : placement_.members()) {
     DeviceStats device;
     device.device = member;
-    device.pid = instances_->PidOf(member);
+    device.pid = pids_[member];
     device.sequences = scheduler_->SequencesOn(member);
     device.rows = exchange_->device(member.value).expert_rows.load(std::memory_order_relaxed);
     device.experts = static_cast<std::uint64_t>(placement_.ExpertsOn(member));
@@ -528,6 +565,7 @@ void ElasticEngine::PublishStats() {
   }
   const std::scoped_lock lock(mutex_);
   stats_ = std::move(stats);
+  if (published_placement_.epoch() != placement_.epoch() || published_placement_.members().empty()) published_placement_ = placement_;
   queued_ = static_cast<std::size_t>(schedule.waiting);
 }
 

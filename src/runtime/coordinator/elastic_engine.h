@@ -17,10 +17,14 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "compute/kv.h"
+#include "compute/layout.h"
+#include "core/control/resize_values.h"
 #include "core/placement/placement.h"
 #include "core/schedule/scheduler.h"
 #include "model/checkpoint.h"
@@ -72,6 +76,17 @@ class ElasticEngine : public Engine {
   void StopAccepting();
   bool Idle() const;
 
+  // ---- for the resize controller; its thread calls them. Blocking.
+  void SetObserver(std::function<void(const core::ResizeEvent&)> observer);  // deaths, recoveries, first tokens
+  core::Placement PlacementNow() const;
+  TimeNs TakeLongestGap();  // between two steps while requests were there, since the last call
+  Status EnsureStandby();
+  Status PrepareStage(const core::Placement& placement);  // attaches new members, too
+  Status Commit(const core::Placement& placement);        // at a step boundary
+  Status MoveSequences(const std::vector<DeviceId>& leaving);
+  Status Retire(DeviceId device);
+  const EngineOptions& options() const { return options_; }
+
   const model::Checkpoint& checkpoint() const { return checkpoint_; }
   const std::string& kernels() const { return options_.kernels; }
   bool adopted() const { return adopted_; }
@@ -93,6 +108,10 @@ class ElasticEngine : public Engine {
   Status SwitchToNextHmm();
   Status AttachAll();
   void UpdateKvBlocks();
+  void UpdateSpin();
+  void Observe(const core::ResizeEvent& event);
+  Status BetweenSteps(const std::function<Status()>& task);  // runs it on the engine's thread
+  void RunTasks(bool run);                                   // false: they are refused
   void GiveUp(const Error& error);         // every request ends with this error
   void Watch(const std::stop_token& stop); // thread: deaths of processes
   void Rewatch();                          // the processes to watch have changed
@@ -105,11 +124,22 @@ class ElasticEngine : public Engine {
   bool adopted_ = false;
   int moe_layers_ = 0;
 
-  // Owned by the engine's thread once it runs.
+  std::mutex instances_mutex_;  // guards instances_, hmm_, memory_, prepared_: two threads use them
   std::unique_ptr<HmmClient> hmm_;
   AttachedMemory memory_;
-  std::optional<Exchange> exchange_;
   std::unique_ptr<InstanceManager> instances_;
+  std::optional<core::Placement> prepared_;  // an epoch that may be committed
+
+  std::mutex observer_mutex_;
+  std::function<void(const core::ResizeEvent&)> observer_;
+  std::atomic<TimeNs> longest_gap_{0};
+
+  // Owned by the engine's thread once it runs.
+  std::optional<Exchange> exchange_;
+  std::set<DeviceId> leaving_;  // members that take no new sequences
+  std::set<DeviceId> fresh_;    // members that have not computed a token yet
+  std::map<DeviceId, int> pids_;
+  TimeNs last_step_end_ = 0;    // 0 = nothing was to be done since
   core::Placement placement_;
   std::unique_ptr<core::Scheduler> scheduler_;
   struct SlotState {
@@ -128,6 +158,14 @@ class ElasticEngine : public Engine {
   std::deque<std::pair<core::GenerationRequest, Sink>> submitted_;
   std::deque<RequestId> cancelled_;
   EngineStats stats_;
+  core::Placement published_placement_;
+  struct Task {
+    const std::function<Status()>* body;
+    Status status;
+    bool done;
+  };
+  std::deque<Task*> tasks_;
+  std::condition_variable task_done_;
   bool accepting_ = true;
   bool stopping_ = false;
   bool busy_ = false;         // anything waiting, running or submitted

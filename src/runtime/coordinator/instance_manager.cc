@@ -42,11 +42,14 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
   return worker;
 }
 
+Status InstanceManager::AddStandby() {
+  EM_ASSIGN_OR_RETURN(Worker worker, Spawn());
+  standby_.push_back(std::move(worker));
+  return {};
+}
+
 Status InstanceManager::FillStandby() {
-  while (StandbyCount() < options_.standby) {
-    EM_ASSIGN_OR_RETURN(Worker worker, Spawn());
-    standby_.push_back(std::move(worker));
-  }
+  while (StandbyCount() < options_.standby) EM_RETURN_IF_ERROR(AddStandby());
   return {};
 }
 

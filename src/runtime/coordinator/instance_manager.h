@@ -33,6 +33,7 @@ class InstanceManager {
   void SetStandby(int count) { options_.standby = count; }
   // Starts standby workers until there are `options.standby`. Does not wait for them.
   Status FillStandby();
+  Status AddStandby();  // one more
 
   // Makes a (standby or new) worker the process of `device`, on its memory. Replaces a dead one.
   Status Attach(DeviceId device, const AttachedMemory& memory);
