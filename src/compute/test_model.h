@@ -1,6 +1,5 @@
 // For the tests of this module: models in private memory (read from a small checkpoint or made from a seed)
-// and a driver that takes sequences through Forward the way a worker does, experts included. Reads
-// safetensors trustingly: real checkpoints are model/checkpoint.h's.
+// and a driver that takes sequences through Forward the way a worker does, experts included.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +15,7 @@
 #include "base/json.h"
 #include "base/rng.h"
 #include "compute/forward.h"
+#include "model/checkpoint.h"
 
 namespace elasticmoe::compute::testing {
 
@@ -67,7 +67,6 @@ inline Array ReadNpy(const std::filesystem::path& path, std::size_t columns) {
 
 class TestModel {
  public:
-  // Of Qwen3-MoE or Mixtral with one model.safetensors.
   static TestModel Load(const std::filesystem::path& directory);
   // Weights from `seed`, scaled so that activations keep their size.
   static TestModel Random(const core::ModelSpec& spec, std::uint64_t seed);
@@ -110,62 +109,14 @@ class TestModel {
 };
 
 inline TestModel TestModel::Load(const std::filesystem::path& directory) {
-  const Json config = MustParse(MustRead(directory / "config.json"));
-  const bool mixtral = config["model_type"] == "mixtral";
-  core::ModelSpec spec;
-  spec.vocab = config["vocab_size"];
-  spec.hidden = config["hidden_size"];
-  spec.max_positions = config["max_position_embeddings"];
-  spec.rms_eps = config["rms_norm_eps"];
-  spec.tied_head = config["tie_word_embeddings"];
-  core::AttentionSpec& a = spec.attention;
-  a.heads = config["num_attention_heads"];
-  a.kv_heads = config["num_key_value_heads"];
-  a.head_dim = config.value("head_dim", spec.hidden / a.heads);
-  a.qk_norm = !mixtral;
-  a.rope_theta = config["rope_theta"];
-  a.scale = 1.0F / std::sqrt(static_cast<float>(a.head_dim));
-  spec.moe.experts = config[mixtral ? "num_local_experts" : "num_experts"];
-  spec.moe.top_k = config["num_experts_per_tok"];
-  spec.moe.expert_width = config[mixtral ? "intermediate_size" : "moe_intermediate_size"];
-  spec.moe.renormalize = mixtral || config["norm_topk_prob"].get<bool>();
-  spec.layers.assign(config["num_hidden_layers"].get<std::size_t>(), core::LayerSpec{true, 0});
-
-  TestModel model(spec);
-  const std::string file = MustRead(directory / "model.safetensors");
-  std::uint64_t header_bytes = 0;
-  std::memcpy(&header_bytes, file.data(), 8);
-  const Json header = MustParse(std::string_view(file).substr(8, header_bytes));
-  const auto put = [&](Role role, int layer, int expert, const std::string& name) {
-    const Json& tensor = header.at(name);
-    EM_CHECK(tensor["dtype"] == "BF16", "{}", name);
-    model.Put(role, layer, expert,
-              file.data() + 8 + header_bytes + tensor["data_offsets"][0].get<std::size_t>(), DType::kBf16);
-  };
-  put(Role::kEmbedding, -1, -1, "model.embed_tokens.weight");
-  put(Role::kFinalNorm, -1, -1, "model.norm.weight");
-  if (!spec.tied_head) put(Role::kLmHead, -1, -1, "lm_head.weight");
-  for (int layer = 0; layer < spec.LayerCount(); ++layer) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer);
-    put(Role::kAttentionNorm, layer, -1, prefix + "input_layernorm.weight");
-    put(Role::kQ, layer, -1, prefix + "self_attn.q_proj.weight");
-    put(Role::kK, layer, -1, prefix + "self_attn.k_proj.weight");
-    put(Role::kV, layer, -1, prefix + "self_attn.v_proj.weight");
-    put(Role::kO, layer, -1, prefix + "self_attn.o_proj.weight");
-    if (a.qk_norm) {
-      put(Role::kQNorm, layer, -1, prefix + "self_attn.q_norm.weight");
-      put(Role::kKNorm, layer, -1, prefix + "self_attn.k_norm.weight");
-    }
-    put(Role::kMlpNorm, layer, -1, prefix + "post_attention_layernorm.weight");
-    const std::string moe = prefix + (mixtral ? "block_sparse_moe." : "mlp.");
-    put(Role::kRouter, layer, -1, moe + "gate.weight");
-    for (int expert = 0; expert < spec.moe.experts; ++expert) {
-      const std::string name = fmt::format("{}experts.{}.", moe, expert);
-      put(Role::kExpertGate, layer, expert, name + (mixtral ? "w1.weight" : "gate_proj.weight"));
-      put(Role::kExpertUp, layer, expert, name + (mixtral ? "w3.weight" : "up_proj.weight"));
-      put(Role::kExpertDown, layer, expert, name + (mixtral ? "w2.weight" : "down_proj.weight"));
-    }
-  }
+  const auto checkpoint = model::Checkpoint::Open(directory);
+  EM_CHECK(checkpoint.has_value(), "{}", checkpoint.error().message);
+  std::vector<std::string> files;
+  for (const auto& file : checkpoint->files) files.push_back(MustRead(file));
+  TestModel model(checkpoint->spec);
+  for (const model::TensorSource& source : checkpoint->tensors)
+    model.Put(source.tensor.role, source.tensor.layer, source.tensor.expert,
+              files[source.file].data() + source.offset, source.type);
   return model;
 }
 
