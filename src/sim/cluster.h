@@ -48,7 +48,6 @@ class Cluster {
     std::shared_ptr<const core::Placement> placement;
     std::set<DeviceId> waiting;  // devices whose answer has not come
     core::StepResult result;
-    TimeNs begun = 0;
   };
   struct Prepared {
     Ticket ticket;

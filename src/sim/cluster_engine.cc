@@ -43,7 +43,6 @@ void Cluster::Dispatch(core::StepPlan plan) {
   step_->id = plan.step;
   step_->placement = std::make_shared<core::Placement>(placement_);
   step_->result.step = plan.step;
-  step_->begun = heap_.now();
   Say("step {} epoch {} on {} devices", plan.step, placement_.epoch(), placement_.members().size());
   for (const DeviceId member : placement_.members()) {
     std::vector<core::SequenceStep> sequences;
