@@ -77,6 +77,7 @@ Status ElasticEngine::PrepareStage(const core::Placement& placement) {
 Status ElasticEngine::Commit(const core::Placement& placement) {
   return BetweenSteps([&]() -> Status {
     const std::scoped_lock lock(instances_mutex_);
+    if (placement_.epoch() == placement.epoch()) return {};  // asked twice
     if (!prepared_ || prepared_->epoch() != placement.epoch())
       return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared", placement.epoch());
     for (const DeviceId member : placement.members())

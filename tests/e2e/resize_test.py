@@ -1,0 +1,131 @@
+"""Growing and shrinking under load: nothing refused, nothing changed, nothing left behind."""
+import os
+import pathlib
+import signal
+import threading
+import time
+import unittest
+
+from server import Server
+
+PROMPTS = [f"And it came to pass in the year {i}, that" for i in range(12)]
+TOKENS = 400
+
+
+def await_scale(server, devices, **fields):
+    status, answer = server.post("/v1/scale", {"devices": devices, **fields})
+    assert status == 202, answer
+    deadline = time.monotonic() + 60
+    while answer["state"] not in ("done", "aborted"):
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.005)
+        answer = server_json(server, "/v1/scale/" + answer["id"])
+    return answer
+
+
+def server_json(server, path):
+    import json
+    return json.loads(server.request("GET", path)[1])
+
+
+def descriptors_and_mappings(pid):
+    return len(os.listdir(f"/proc/{pid}/fd")), len(pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+
+class Resize(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        with Server(devices=2) as server:
+            cls.wanted = [server.complete(p, max_tokens=TOKENS) for p in PROMPTS]
+
+    def under_load(self, server, harm):
+        results = [None] * len(PROMPTS)
+
+        def run(i):
+            results[i] = server.complete(PROMPTS[i], max_tokens=TOKENS)
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(len(PROMPTS))]
+        for t in threads:
+            t.start()
+        time.sleep(0.05)
+        outcome = harm()
+        for t in threads:
+            t.join()
+        self.assertEqual(self.wanted, results)
+        return outcome
+
+    def test_grows_and_shrinks_under_load_with_the_same_tokens(self):
+        with Server(devices=1, flags=["--max-devices", "6"]) as server:
+            def scale():
+                return [await_scale(server, n) for n in (2, 4, 3, 1)]
+
+            for answer in self.under_load(server, scale):
+                self.assertEqual("done", answer["state"], answer)
+                self.assertEqual(0, answer["report"]["refused"] + answer["report"]["failed"])
+            cluster = server_json(server, "/v1/cluster")
+            self.assertEqual([0], [d["device"] for d in cluster["devices"] if d["member"]])
+
+    def test_a_worker_killed_in_the_middle_of_a_resize_changes_nothing(self):
+        with Server(devices=2, flags=["--max-devices", "6"]) as server:
+            def scale_and_kill():
+                def kill():
+                    for device in (0, 2, 1, 3):
+                        for pid in server.children("worker", device):
+                            os.kill(pid, signal.SIGKILL)
+                        time.sleep(0.03)
+
+                killer = threading.Thread(target=kill)
+                killer.start()
+                answers = [await_scale(server, 4), await_scale(server, 1)]
+                killer.join()
+                return answers
+
+            for answer in self.under_load(server, scale_and_kill):
+                self.assertIn(answer["state"], ("done", "aborted"))
+
+    def test_what_cannot_be_done_is_refused_and_changes_nothing(self):
+        with Server(devices=2, flags=["--max-devices", "4"]) as server:
+            before = server_json(server, "/v1/cluster")
+            for body, status, word in [({"devices": 0}, 400, "devices"), ({"devices": 9}, 400, "max-devices=4"), ({"devices": "x"}, 400, "devices"),
+                                       ({}, 400, "devices"), ({"devices": 1, "remove": [7]}, 400, "7"),
+                                       ({"devices": 3, "strategy": "magic"}, 501, "magic")]:
+                got, answer = server.post("/v1/scale", body)
+                self.assertEqual(status, got, answer)
+                self.assertIn(word, answer["error"]["message"])
+            self.assertEqual(404, server.request("GET", "/v1/scale/unknown")[0])
+            self.assertEqual(before["epoch"], server_json(server, "/v1/cluster")["epoch"])
+
+    def test_one_operation_id_is_one_operation(self):
+        with Server(devices=1) as server:
+            first = await_scale(server, 2, operation_id="once")
+            again = await_scale(server, 2, operation_id="once")
+            self.assertEqual(first["report"]["scaling_latency_ms"], again["report"]["scaling_latency_ms"])
+
+    def test_vllms_routes(self):
+        with Server(devices=1) as server:
+            self.assertEqual((200, {"message": "Scaled to 2 data parallel engines"}), server.post("/scale_elastic_ep", {"new_data_parallel_size": 2}))
+            self.assertEqual((200, {"is_scaling_elastic_ep": False}), server.post("/is_scaling_elastic_ep", None))
+            self.assertEqual(400, server.post("/scale_elastic_ep", {"new_data_parallel_size": 0})[0])
+            self.assertEqual(400, server.post("/scale_elastic_ep", b"{")[0])
+
+    def test_many_cycles_leave_nothing_behind(self):
+        with Server(devices=1, flags=["--max-devices", "3"]) as server:
+            hmm = server.children("hmm")[0]
+
+            def cycle(times):
+                for _ in range(times):
+                    await_scale(server, 3, remove=[])
+                    await_scale(server, 1)
+                time.sleep(0.3)
+                return descriptors_and_mappings(server.process.pid), descriptors_and_mappings(hmm)
+
+            cycle(3)
+            before = cycle(3)
+            after = cycle(20)
+            for (fds, maps), (fds_after, maps_after) in zip(before, after):
+                self.assertLessEqual(fds_after, fds + 2)
+                self.assertLessEqual(maps_after, maps + 8)
+
+
+if __name__ == "__main__":
+    unittest.main()
