@@ -20,6 +20,29 @@ TEST(Json, RefusesDeepNestingBeforeParsing) {
   EXPECT_TRUE(ParseJson("[\"[[[[[[\"]", 1));
 }
 
+TEST(Json, TheLastOfRepeatedKeysCountsAtTheFirstPlace) {
+  EXPECT_EQ(DumpJson(*ParseJson("{\"b\":1,\"a\":[2],\"b\":{\"c\":3,\"c\":4},\"d\":5}")),
+            "{\"b\":{\"c\":4},\"a\":[2],\"d\":5}");
+}
+
+TEST(Json, ReadsEveryKindOfValue) {
+  const std::string text = "[null,true,-3,18446744073709551615,0.5,\"x\\u00e9\",[],{},[[{\"a\":[{}]}]]]";
+  EXPECT_EQ(DumpJson(*ParseJson(text)), "[null,true,-3,18446744073709551615,0.5,\"x\xc3\xa9\",[],{},[[{\"a\":[{}]}]]]");
+  EXPECT_EQ(*ParseJson(" 7 "), 7);
+  EXPECT_FALSE(ParseJson(""));
+  EXPECT_FALSE(ParseJson("1 2"));
+  EXPECT_FALSE(ParseJson("[1e999]"));
+}
+
+// With a search per key this would be 2e10 comparisons.
+TEST(Json, ManyKeysAreNotQuadratic) {
+  std::string text = "{";
+  for (int i = 0; i < 200'000; ++i) text += fmt::format("{}\"{}\":{}", i == 0 ? "" : ",", i, i);
+  auto value = ParseJson(text + "}");
+  ASSERT_TRUE(value);
+  EXPECT_EQ(value->size(), 200'000U);
+}
+
 TEST(Json, KeepsKeyOrderAndReplacesInvalidUtf8) {
   EXPECT_EQ(DumpJson(*ParseJson("{\"b\":1,\"a\":2}")), "{\"b\":1,\"a\":2}");
   EXPECT_EQ(DumpJson(Json("\xff")), "\"\xef\xbf\xbd\"");

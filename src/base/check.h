@@ -3,11 +3,26 @@
 
 #include <fmt/format.h>
 
+#include <string>
 #include <string_view>
 
 namespace elasticmoe {
 
 [[noreturn]] void CheckFailed(const char* file, int line, const char* condition, std::string_view message);
+
+// While it lives, a failed check of this thread prints `text` too: what to run again to see it (a seed).
+// They nest; the innermost is printed.
+class CheckNote {
+ public:
+  explicit CheckNote(std::string text);
+  ~CheckNote();
+  CheckNote(const CheckNote&) = delete;
+  CheckNote& operator=(const CheckNote&) = delete;
+
+ private:
+  std::string text_;
+  const std::string* outer_;
+};
 
 }  // namespace elasticmoe
 

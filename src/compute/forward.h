@@ -25,8 +25,8 @@ namespace elasticmoe::compute {
 struct Chunk {
   int first_row = 0;
   int rows = 0;
-  int start_position = 0;                    // position of the first row in its sequence
-  std::span<const std::uint32_t> block_table;// covers [0, start_position + rows) tokens
+  int start_position = 0;                      // position of the first row in its sequence
+  std::span<const std::uint32_t> block_table;  // covers [0, start_position + rows) tokens
 };
 
 // One row's visit to one expert: activations in, float32 [hidden] out (unweighted).
@@ -64,11 +64,44 @@ class Forward {
   int Rows() const { return rows_; }
 
  private:
+  // Rows of one chunk that go through attention together, so that they share the reads of K and V.
+  struct Tile {
+    int chunk, first_row, rows;
+  };
+  static constexpr int kTileQueries = 16;
+
+  // Calls body(first, last) for pieces of [0, count), at least `least` long, on all threads.
+  template <class Body>
+  void Split(int count, int least, const Body& body);
+  void NormRows(const float* weight);  // residual -> activations_
+  void GrowRope(int positions);        // makes cos_ and sin_ cover [0, positions)
+  void Rope(float* head, int position) const;
+  void AttendRows(int layer, const KvCache& kv);  // qkv_ -> attended_
+  void AddProjected();                            // residual += projected_
+  // rows x w -> out [rows, w.n]
+  void Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows, float* out);
+  const void* const* RowPointers(const std::byte* base, std::size_t stride, int rows);
+
   const core::ModelSpec& spec_;
   const Kernels& kernels_;
   ThreadPool& threads_;
   int max_rows_;
   int rows_ = 0;
+  std::span<const Chunk> chunks_;
+  std::vector<int> chunk_of_row_;
+  std::vector<int> position_;
+  std::vector<Tile> tiles_;
+  std::vector<float> cos_, sin_;        // [position, head_dim / 2], as far as positions were seen
+  std::vector<float> residual_;         // [rows, hidden]
+  std::vector<std::byte> activations_;  // [rows, max(hidden, heads * head_dim)] in activation format
+  std::vector<float> qkv_;              // [rows, QkvRows]
+  std::vector<float> attended_;         // [rows, heads * head_dim]
+  std::vector<float> projected_;        // [rows, hidden]
+  std::vector<float> router_logits_;    // [rows, experts]
+  std::vector<const void*> in_rows_;
+  std::vector<float*> out_rows_;
+  std::vector<ExpertRow> dense_rows_;
+  std::vector<std::byte> scratch_;
 };
 
 // Runs experts over their rows; experts[i] on rows[i]. Needs no Forward: a device without sequences

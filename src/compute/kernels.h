@@ -17,10 +17,20 @@
 
 namespace elasticmoe::compute {
 
+inline constexpr int kMaxHeadDim = 512;
+
+// One head of one row.
+struct Query {
+  const float* q = nullptr;  // [head_dim]
+  float* out = nullptr;      // [head_dim]
+  int tokens = 1;            // attends to tokens [0, tokens) of its sequence
+};
+
 struct Kernels {
-  std::string_view name;      // "reference", "avx2", "avx512bf16"
-  int activation_bytes = 4;   // of one activation element: 4 = float32, 2 = bf16
-  int kv_element_bytes = 4;   // of one K or V element in the cache
+  std::string_view name;         // "reference", "avx2", "avx512bf16", "amxbf16"
+  int activation_bytes = 4;      // of one activation element: 4 = float32, 2 = bf16
+  int kv_element_bytes = 4;      // of one K or V element in the cache
+  bool wants_even_rows = false;  // faster where the rows of a call lie at one distance from each other
 
   // float32 row -> activation format.
   void (*to_activation)(const float* in, int count, void* out);
@@ -35,14 +45,20 @@ struct Kernels {
   void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m,
                   int panel_begin, int panel_end, void* const* out);
 
+  // logits[i][e] = x[i] . w[e], all float32 and dense: x [m, hidden], w [experts, hidden], logits [m,
+  // experts].
+  void (*router)(const float* x, int m, const float* w, int experts, int hidden, float* logits);
+
   // Writes the K and V of one token (float32 [kv_heads, head_dim] each, RoPE applied) into `layer` of
   // its block, at token slot `slot` in [0, kBlockTokens).
-  void (*store_kv)(const KvLayout& layout, int layer, int slot, const float* k, const float* v, std::byte* block);
+  void (*store_kv)(const KvLayout& layout, int layer, int slot, const float* k, const float* v,
+                   std::byte* block);
 
-  // Attention of one query row over tokens [0, tokens) of its sequence, heads of one kv head:
-  // q float32 [group, head_dim] -> out float32 [group, head_dim]. Blocks in order, online softmax.
-  void (*attend)(const KvCache& kv, int layer, int kv_head, const std::uint32_t* block_table, int tokens,
-                 const float* q, int group, float scale, float* out);
+  // Attention of queries of one sequence whose heads share `kv_head`: blocks in order, online softmax. A
+  // query's result depends on its own tokens only, not on the other queries nor on what else its last block
+  // holds. REQUIRES: an even head_dim <= kMaxHeadDim.
+  void (*attend)(const KvCache& kv, int layer, int kv_head, const std::uint32_t* block_table,
+                 const Query* queries, int count, float scale);
 };
 
 // The tables this machine can run, best first; "reference" is always the last.

@@ -58,10 +58,10 @@ struct LayerWeights {
   const float* qkv_bias = nullptr;        // [QkvRows] or null
   const float* q_norm = nullptr;          // [head_dim] or null
   const float* k_norm = nullptr;
-  PackedMatrix o;                         // [hidden, heads * head_dim]
-  const float* mlp_norm = nullptr;        // [hidden]
-  const float* router = nullptr;          // [experts, hidden], null in a dense layer
-  MlpWeights dense;                       // of a dense layer
+  PackedMatrix o;                   // [hidden, heads * head_dim]
+  const float* mlp_norm = nullptr;  // [hidden]
+  const float* router = nullptr;    // [experts, hidden], null in a dense layer
+  MlpWeights dense;                 // of a dense layer
 };
 
 struct SharedWeights {
@@ -71,7 +71,8 @@ struct SharedWeights {
   std::vector<LayerWeights> layers;
 };
 
-SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* shared_blob);
+SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout,
+                         const std::byte* shared_blob);
 MlpWeights BindExpert(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* expert_blob);
 
 }  // namespace elasticmoe::compute

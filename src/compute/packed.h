@@ -6,18 +6,18 @@
 // A kernel walks a panel front to back, so memory is read in order, at M = 1 as at M = 512.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "model/dtype.h"
 
 namespace elasticmoe::compute {
 
-inline constexpr int kPanel = 32;            // outputs a panel
-inline constexpr std::size_t kAlign = 64;    // of every tensor inside its blob, bytes
+inline constexpr int kPanel = 32;          // outputs a panel
+inline constexpr std::size_t kAlign = 64;  // of every tensor inside its blob, bytes
 
-using Bf16 = std::uint16_t;                  // upper half of an IEEE float32
+using Bf16 = std::uint16_t;  // upper half of an IEEE float32
 
 using model::DType;
 
@@ -32,8 +32,17 @@ constexpr std::size_t PackedBytes(int n, int k) {
   return static_cast<std::size_t>((n + kPanel - 1) / kPanel) * ((k + 1) / 2) * kPanel * 2 * sizeof(Bf16);
 }
 
-float ToFloat(Bf16 value);
-Bf16 ToBf16(float value);  // round to nearest even; NaN stays NaN
+// Always inlined: a copy compiled for one instruction set must never be linked into code for all machines.
+[[gnu::always_inline]] inline float ToFloat(Bf16 value) {
+  return std::bit_cast<float>(std::uint32_t{value} << 16);
+}
+
+// Rounds to nearest even; NaN stays NaN.
+[[gnu::always_inline]] inline Bf16 ToBf16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<Bf16>((bits >> 16) | 0x40u);  // quiet
+  return static_cast<Bf16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
 
 // Packs rows [row_begin, row_begin + rows) of a matrix of n_total outputs whose packed form starts at
 // `packed`. `source` holds those rows only, row-major, `rows * k` values of `type`, any alignment.

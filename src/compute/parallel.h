@@ -1,7 +1,6 @@
 // The threads of one device: pinned, spinning briefly for work, then asleep (an idle device costs nothing).
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <span>
 
@@ -19,10 +18,18 @@ class ThreadPool {
   int Size() const;
 
   // Calls task(i) once for each i in [0, count), on all threads, and returns when all are done. Which
-  // thread runs which i is open, so results must not depend on it. From the owning thread only.
-  void Run(int count, const std::function<void(int)>& task);
+  // thread runs which i is open, so results must not depend on it. From the owning thread only, not from
+  // within a task. Allocates nothing; a helper that is still asleep is not waited for.
+  template <class Task>
+  void Run(int count, const Task& task) {
+    RunErased(
+        count, [](const void* erased, int i) { (*static_cast<const Task*>(erased))(i); }, &task);
+  }
 
  private:
+  using Call = void (*)(const void* task, int i);
+  void RunErased(int count, Call call, const void* task);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -68,6 +68,7 @@ struct TokenEvent {
   std::optional<TokenId> stop_token;        // set with kStop; the token is in `tokens` too
   int cached_prompt_tokens = 0;             // prompt tokens found in the prefix cache
   std::string error;                        // with kError
+  TimeNs queue_ns = -1;                     // with the first event: from Submit to its first step; -1 = not known
 };
 
 }  // namespace elasticmoe::core

@@ -16,6 +16,14 @@
 
 namespace elasticmoe::model {
 
+// Token ids in, text out as soon as it is certain; the pieces together are what Decode gives for the whole.
+class TextStream {
+ public:
+  virtual ~TextStream() = default;
+  virtual std::string Add(TokenId id) = 0;
+  virtual std::string Finish() = 0;
+};
+
 class Tokenizer {
  public:
   // From the texts of tokenizer.json and tokenizer_config.json ("" = there is none). Errors
@@ -33,6 +41,9 @@ class Tokenizer {
 
   // Unknown ids are skipped. The result may hold U+FFFD where bytes are no UTF-8.
   virtual std::string Decode(std::span<const TokenId> ids, bool skip_special) const = 0;
+
+  // What a StreamDecoder runs on. REQUIRES: the tokenizer outlives it.
+  virtual std::unique_ptr<TextStream> NewTextStream(bool skip_special) const = 0;
 
   // Text of one token on its own as shown in logprobs, and its raw bytes (may be part of a character).
   virtual std::string TokenText(TokenId id) const = 0;
@@ -56,10 +67,7 @@ class StreamDecoder {
   std::string Finish();         // what was held back (incomplete bytes as U+FFFD)
 
  private:
-  const Tokenizer& tokenizer_;
-  bool skip_special_;
-  std::vector<TokenId> pending_;  // a few last tokens whose text is not yet fixed
-  std::size_t emitted_ = 0;       // bytes of Decode(pending_) already given out
+  std::unique_ptr<TextStream> stream_;
 };
 
 }  // namespace elasticmoe::model

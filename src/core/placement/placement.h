@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <vector>
 
@@ -23,7 +24,15 @@ class Placement {
 
   // Devices that serve the expert, primary first; never empty in a complete placement.
   std::span<const DeviceId> Owners(int layer, int expert) const;
-  void SetOwners(int layer, int expert, std::vector<DeviceId> owners);
+  bool Owns(DeviceId device, int layer, int expert) const;
+  void SetOwners(int layer, int expert, std::span<const DeviceId> owners);
+  void SetOwners(int layer, int expert, std::initializer_list<DeviceId> owners) {
+    SetOwners(layer, expert, std::span(owners.begin(), owners.size()));
+  }
+
+  // The same experts under another number and other members (a stage is made of the one before it).
+  // REQUIRES: every owner is among `members`, or is replaced before the placement is used.
+  Placement With(Epoch epoch, std::vector<DeviceId> members) const;
 
   // The owner that rows of `source_rank` are sent to: replicas share the ranks round robin. Which replica
   // computes a row does not change its value.
@@ -32,14 +41,22 @@ class Placement {
   int ExpertsOn(DeviceId device, int layer) const;
   int ExpertsOn(DeviceId device) const;
   std::uint64_t Hash() const;
-  friend bool operator==(const Placement&, const Placement&) = default;
+  friend bool operator==(const Placement& a, const Placement& b);
 
  private:
+  std::size_t IndexOf(int layer, int expert) const {
+    return static_cast<std::size_t>(layer) * experts_ + expert;
+  }
+
   Epoch epoch_;
   std::vector<DeviceId> members_;
   int layers_ = 0;
   int experts_ = 0;
-  std::vector<std::vector<DeviceId>> owners_;  // [layer * experts + expert]
+  // Flat, since a plan of 256 x 61 experts holds one of these a stage: owner i of an expert is at
+  // [index * width + i], i < counts[index].
+  int width_ = 1;
+  std::vector<DeviceId> owners_;
+  std::vector<std::uint16_t> counts_;
 };
 
 // Experts dealt out over the members as evenly as the counts allow (the first placement of an instance):

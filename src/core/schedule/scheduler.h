@@ -82,6 +82,7 @@ struct StepPlan {
   std::vector<DevicePlan> devices;       // those with rows
   std::vector<TableWrite> table_writes;
   std::vector<KvCopy> copies_before;     // the tail of sequences that change domain at this boundary
+  std::vector<TokenEvent> failed;        // final events of requests that no pool can hold any more
   bool Empty() const { return devices.empty(); }
 };
 
@@ -137,7 +138,7 @@ class Scheduler {
   void SetDevices(std::span<const SchedulerDevice> devices);
 
   // KV blocks of a domain, numbered [0, blocks). Growing is always possible; shrinking frees ids from the top and
-  // preempts the sequences that use them.
+  // preempts the sequences that use them. (Copies of moves that run into those must end before their memory does.)
   void SetBlocks(DomainId domain, std::uint32_t blocks);
 
   // Hands sequences over so that devices that don't accept have none and the others' counts fit their
@@ -149,6 +150,8 @@ class Scheduler {
     DeviceId from, to;
     std::vector<KvCopy> copies;  // empty inside a domain: the move is complete
   };
+  // For each move with copies one of the two is called, whatever became of the request: its target blocks are kept
+  // until then, since a copy under way writes to them. Also for copies that ended with the memory they wrote to.
   std::vector<Move> Rebalance();
   void MoveCopied(RequestId request);
   void MoveFailed(RequestId request);  // target blocks are freed, the sequence stays

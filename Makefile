@@ -1,0 +1,55 @@
+# The whole loop of the project. `make help` lists it.
+SHELL := /bin/bash
+BUILD := build/release
+JOBS ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help deps build run test check format bench fuzz asan tsan clang clean
+
+help:  ## This list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+deps:  ## Install the Debian packages of packages.txt that are missing
+	@missing=$$(for p in $$(grep -v '^#' packages.txt); do \
+	  dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	missing=$$(for p in $$missing; do \
+	  case $$p in nodejs|npm) command -v $${p/nodejs/node} >/dev/null && continue;; esac; echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing; fi
+
+build: deps  ## Release build in build/release
+	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS) --target elasticmoe
+
+run: build  ## Serve the bundled model at http://127.0.0.1:8000, its experts spread over two devices
+	@exec $(BUILD)/elasticmoe serve models/demo --host 127.0.0.1 --port $(PORT) --devices 2 --served-model-name demo
+
+test: deps  ## Build and run all tests
+	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers
+	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS)
+	@cd tests/clients && npm ci --silent --no-audit --no-fund --ignore-scripts
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) --no-tests=error
+
+check: deps  ## Layering, purity of core, formatting
+	@python3 tools/check_layers.py
+	@git ls-files '*.cc' '*.h' | xargs clang-format-14 --dry-run --Werror
+
+format: deps  ## Format all sources
+	@git ls-files '*.cc' '*.h' | xargs clang-format-14 -i
+
+bench: deps  ## Kernel benchmarks, with their share of this machine's limits
+	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS) --target bench_kernels
+	@$$(find $(BUILD) -name bench_kernels -type f)
+
+fuzz: deps  ## Fuzz every decoder of foreign bytes, FUZZ_SECONDS each (default 60)
+	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) tools/run_fuzzers.sh build/fuzz
+
+asan tsan clang: deps  ## The unit tests under address+undefined, thread sanitizer, or clang
+	@cmake --preset $@ >/dev/null && cmake --build --preset $@ -j $(JOBS)
+	@ctest --test-dir build/$@ --output-on-failure -j $(JOBS) --no-tests=error -LE 'e2e|fuzz'
+
+clean:  ## Remove all builds
+	@rm -rf build

@@ -1,0 +1,25 @@
+// How subcommands plug into the program: each registers its options on a CLI::App and leaves an action, which runs
+// after parsing and gives the process's exit code.
+#pragma once
+
+#include <functional>
+
+namespace CLI {
+class App;
+}
+
+namespace elasticmoe::cli {
+
+using Action = std::function<int()>;
+
+// Each adds one subcommand to `app`; `action` is set if it is chosen.
+void RegisterServe(CLI::App& app, Action& action);
+void RegisterGenerate(CLI::App& app, Action& action);
+void RegisterChat(CLI::App& app, Action& action);
+void RegisterStatus(CLI::App& app, Action& action);
+void RegisterInspect(CLI::App& app, Action& action);
+void RegisterMakeModel(CLI::App& app, Action& action);
+void RegisterBench(CLI::App& app, Action& action);
+void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve
+
+}  // namespace elasticmoe::cli

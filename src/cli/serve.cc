@@ -1,0 +1,142 @@
+// elasticmoe serve: the OpenAI server over an elastic engine.
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "base/log.h"
+#include "cli/command.h"
+#include "cli/engine_flags.h"
+#include "model/chat_template.h"
+#include "model/tokenizer.h"
+#include "server/api_server.h"
+#include "server/scale_routes.h"
+
+namespace elasticmoe::cli {
+namespace {
+
+struct Options {
+  EngineFlags engine;
+  server::ServerOptions server;
+  std::string log_level = "info";
+  std::string generation_config = "auto";
+};
+
+int Report(const Error& error) {
+  std::fprintf(stderr, "elasticmoe: %s\n", error.message.c_str());
+  return 1;
+}
+
+server::GenerationDefaults Defaults(const model::GenerationDefaults& from) {
+  server::GenerationDefaults defaults;
+  defaults.temperature = from.temperature.value_or(defaults.temperature);
+  defaults.top_p = from.top_p.value_or(defaults.top_p);
+  defaults.top_k = from.top_k.value_or(defaults.top_k);
+  defaults.min_p = from.min_p.value_or(defaults.min_p);
+  defaults.repetition_penalty = from.repetition_penalty.value_or(defaults.repetition_penalty);
+  return defaults;
+}
+
+void Banner(const Options& options, const runtime::ElasticEngine& engine, int port, bool text) {
+  const std::string url = fmt::format("http://{}:{}", options.server.http.host, port);
+  const std::string& name = options.server.served_model_names.front();
+  const runtime::EngineStats stats = engine.Stats();
+  std::printf("\n  ElasticMoE %s  %s\n", options.server.version.c_str(), url.c_str());
+  std::printf("  model %s, %zu devices, kernels %s, %lu KV blocks, context %d, %.0f %% huge pages%s\n\n", name.c_str(),
+              stats.devices.size(), engine.kernels().c_str(), static_cast<unsigned long>(stats.kv_blocks), engine.MaxModelLen(),
+              engine.huge_share() * 100, engine.adopted() ? ", memory adopted" : "");
+  if (text)
+    std::printf("  curl %s/v1/chat/completions -H 'content-type: application/json' \\\n"
+                "    -d '{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story.\"}]}'\n\n",
+                url.c_str(), name.c_str());
+  else
+    std::printf("  The model has no tokenizer.json: it serves token ids only.\n"
+                "  curl %s/v1/completions -H 'content-type: application/json' \\\n"
+                "    -d '{\"model\":\"%s\",\"prompt\":[1,2,3],\"max_tokens\":8,\"return_token_ids\":true}'\n\n",
+                url.c_str(), name.c_str());
+  std::fflush(stdout);
+}
+
+int Serve(Options options) {
+  InitLog("serve", options.log_level);
+  options.engine.options.log_level = options.log_level;
+  // Signals come as a descriptor, to this thread alone: blocked before any other thread is started.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  sigprocmask(SIG_BLOCK, &signals, nullptr);
+
+  const auto& directory = options.engine.options.model;
+  auto tokenizer = model::Tokenizer::FromDirectory(directory);
+  if (!tokenizer) return Report(tokenizer.error());
+  std::optional<model::ChatTemplate> chat_template;
+  if (*tokenizer && !(*tokenizer)->ChatTemplateSource().empty()) {
+    auto parsed = model::ChatTemplate::Parse((*tokenizer)->ChatTemplateSource());
+    if (!parsed) return Report({parsed.error().code, fmt::format("reading the chat template of {}: {}", directory.string(), parsed.error().message)});
+    chat_template = std::move(*parsed);
+  }
+  auto engine = StartEngine(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
+  if (!engine) return Report(engine.error());
+
+  if (options.server.served_model_names.empty())
+    options.server.served_model_names = {std::filesystem::weakly_canonical(directory).filename().string()};
+  options.server.model_root = directory.string();
+  options.server.version = ELASTICMOE_VERSION;
+  if (options.generation_config == "auto") options.server.defaults = Defaults((*engine)->checkpoint().generation);
+  auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(), chat_template ? &*chat_template : nullptr);
+  if (!api) return Report(api.error());
+  runtime::ResizeController controller(**engine);
+  server::AddScaleRoutes(**api, **engine, controller);
+  Banner(options, **engine, (*api)->Port(), *tokenizer != nullptr);
+
+  // The first signal lets running requests finish, the second ends them.
+  const int descriptor = ::signalfd(-1, &signals, SFD_CLOEXEC);
+  signalfd_siginfo info;
+  if (::read(descriptor, &info, sizeof(info)) != sizeof(info)) return 1;
+  LogInfo("stopping: running requests finish; once more to stop at once");
+  (*engine)->StopAccepting();
+  (*api)->BeginStop();
+  std::jthread second([&](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      const timespec timeout{0, 100'000'000};
+      if (::sigtimedwait(&signals, nullptr, &timeout) > 0) {
+        LogWarn("stopping at once");
+        (*api)->StopNow();
+        return;
+      }
+    }
+  });
+  (*api)->Wait();
+  return 0;
+}
+
+}  // namespace
+
+void RegisterServe(CLI::App& app, Action& action) {
+  auto options = std::make_shared<Options>();
+  server::ServerOptions& s = options->server;
+  s.http.port = 8000;
+  CLI::App* sub = app.add_subcommand("serve", "Serve a model behind the OpenAI API");
+  sub->footer(
+      "Examples:\n"
+      "  elasticmoe serve models/demo --devices 2\n"
+      "  elasticmoe serve /models/Qwen3-30B-A3B --devices 4 --threads-per-device 8 --kv-memory 4GiB --api-key SECRET");
+  AddEngineFlags(*sub, options->engine);
+  sub->add_option("--host", s.http.host, "Address to listen on")->capture_default_str();
+  sub->add_option("--port", s.http.port, "Port; 0 takes a free one")->check(CLI::Range(0, 65535))->capture_default_str();
+  sub->add_option("--served-model-name", s.served_model_names, "Names that requests may use (default: the directory's)");
+  sub->add_option("--api-key", s.api_keys, "Key that /v1 asks for; may be given several times")->envname("ELASTICMOE_API_KEY");
+  sub->add_option("--max-connections", s.http.max_connections, "More are answered 503")->check(CLI::PositiveNumber)->capture_default_str();
+  sub->add_option("--max-body-bytes", s.http.max_body_bytes, "Larger bodies are answered 413")->transform(CLI::AsSizeValue(false));
+  sub->add_option("--generation-config", options->generation_config, "auto: sampling defaults from generation_config.json; none: OpenAI's")
+      ->check(CLI::IsMember({"auto", "none"}))->capture_default_str();
+  sub->add_option("--log-level", options->log_level, "debug, info, warn or error")
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))->capture_default_str();
+  sub->callback([&action, options] { action = [options] { return Serve(*options); }; });
+}
+
+}  // namespace elasticmoe::cli

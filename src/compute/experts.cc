@@ -1,0 +1,170 @@
+// RunExperts: plan pieces, gather rows, gate and up, down.
+#include <algorithm>
+#include <cstring>
+
+#include "compute/forward.h"
+#include "compute/work.h"
+
+namespace elasticmoe::compute {
+namespace {
+
+// Some panels of one expert with all of its rows, so that its weights are read once.
+struct Piece {
+  int batch, first_panel, last_panel;
+};
+
+// Takes aligned arrays out of a buffer, or out of none to learn how large it must be.
+class Carver {
+ public:
+  explicit Carver(std::uintptr_t base) : base_(base) {}
+  template <class T>
+  T* Take(std::size_t count) {
+    T* taken = reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * sizeof(T) + kAlign - 1) / kAlign * kAlign;
+    return taken;
+  }
+  std::size_t Used() const { return used_; }
+
+ private:
+  std::uintptr_t base_;
+  std::size_t used_ = 0;
+};
+
+// Distance of rows in memory: whole cache lines, and never such that all rows fall on the same few sets of a
+// cache.
+std::size_t RowBytes(std::size_t bytes) {
+  const std::size_t lines = (bytes + kAlign - 1) / kAlign;
+  return (lines % 8 == 0 ? lines + 1 : lines) * kAlign;
+}
+
+class ExpertRun {
+ public:
+  ExpertRun(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
+            std::span<const ExpertBatch> batches)
+      : spec_(spec), kernels_(kernels), threads_(threads), batches_(batches) {
+    std::size_t gate_cost = 0, down_cost = 0, width = 0;
+    for (const ExpertBatch& batch : batches) {
+      rows_ += batch.rows.size();
+      most_rows_ = std::max(most_rows_, batch.rows.size());
+      width = std::max(width, static_cast<std::size_t>(batch.weights.gate.n));
+      gate_cost += GateCost(batch);
+      down_cost += DownCost(batch);
+    }
+    // Four pieces a thread keep the load even; an expert of its own is a piece at least.
+    const std::size_t all = std::max<std::size_t>(1, gate_cost);
+    piece_cost_ = threads.Size() == 1 ? all : std::max(kPieceBytes, all / (threads.Size() * 4));
+    most_pieces_ = std::max(gate_cost, down_cost) / piece_cost_ + 1 + batches.size();
+    in_bytes_ = RowBytes(std::size_t(spec.hidden) * kernels.activation_bytes);
+    hidden_bytes_ = RowBytes(width * kernels.activation_bytes);
+  }
+
+  void Run(std::vector<std::byte>& scratch) {
+    if (rows_ == 0) return;
+    const std::size_t needed = Carve(0) + kAlign;
+    if (scratch.size() < needed) scratch.resize(needed);
+    Carve((reinterpret_cast<std::uintptr_t>(scratch.data()) + kAlign - 1) / kAlign * kAlign);
+    Plan();
+    if (gather_) Gather();
+    threads_.Run(gate_count_, [this](int i) {
+      const Piece& piece = gate_pieces_[i];
+      const ExpertBatch& batch = batches_[piece.batch];
+      const std::size_t first = first_row_[piece.batch];
+      kernels_.gate_up(batch.weights.gate, batch.weights.up, in_ + first, static_cast<int>(batch.rows.size()),
+                       piece.first_panel, piece.last_panel, hidden_ + first);
+    });
+    threads_.Run(down_count_, [this](int i) {
+      const Piece& piece = down_pieces_[i];
+      const ExpertBatch& batch = batches_[piece.batch];
+      const std::size_t first = first_row_[piece.batch];
+      kernels_.matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()),
+                      piece.first_panel, piece.last_panel, out_ + first);
+    });
+  }
+
+ private:
+  std::size_t GateCost(const ExpertBatch& batch) const {
+    return batch.rows.empty() ? 0
+                              : 2 * CostOf(PanelsOf(batch.weights.gate.n), spec_.hidden, batch.rows.size());
+  }
+  std::size_t DownCost(const ExpertBatch& batch) const {
+    return batch.rows.empty() ? 0 : CostOf(PanelsOf(spec_.hidden), batch.weights.down.k, batch.rows.size());
+  }
+
+  // Returns the bytes used.
+  std::size_t Carve(std::uintptr_t base) {
+    Carver carver(base);
+    gather_ = kernels_.wants_even_rows && most_rows_ > 1;
+    gathered_ = carver.Take<std::byte>(gather_ ? rows_ * in_bytes_ : 0);
+    hidden_values_ = carver.Take<std::byte>(rows_ * hidden_bytes_);
+    gate_pieces_ = carver.Take<Piece>(most_pieces_);
+    down_pieces_ = carver.Take<Piece>(most_pieces_);
+    first_row_ = carver.Take<std::size_t>(batches_.size());
+    in_ = carver.Take<const void*>(rows_);
+    hidden_ = carver.Take<void*>(rows_);
+    out_ = carver.Take<float*>(rows_);
+    return carver.Used();
+  }
+
+  void Plan() {
+    std::size_t row = 0;
+    for (std::size_t b = 0; b < batches_.size(); ++b) {
+      const ExpertBatch& batch = batches_[b];
+      first_row_[b] = row;
+      for (const ExpertRow& visit : batch.rows) {
+        in_[row] = visit.in;
+        out_[row] = visit.out;
+        hidden_[row] = hidden_values_ + row * hidden_bytes_;
+        ++row;
+      }
+      if (batch.rows.empty()) continue;
+      Cut(static_cast<int>(b), PanelsOf(batch.weights.gate.n), GateCost(batch), gate_pieces_, gate_count_);
+      Cut(static_cast<int>(b), PanelsOf(spec_.hidden), DownCost(batch), down_pieces_, down_count_);
+    }
+  }
+
+  void Cut(int batch, int panels, std::size_t cost, Piece* pieces, int& count) const {
+    const int parts =
+        static_cast<int>(std::clamp<std::size_t>((cost + piece_cost_ - 1) / piece_cost_, 1, panels));
+    for (int i = 0; i < parts; ++i) pieces[count++] = {batch, panels * i / parts, panels * (i + 1) / parts};
+  }
+
+  // Rows come from wherever they were dispatched to; the copy costs a row's bytes, its products a thousand
+  // times that.
+  void Gather() {
+    constexpr std::size_t kLeast = 16;  // rows a piece
+    const std::size_t pieces = std::clamp<std::size_t>(rows_ / kLeast, 1, threads_.Size());
+    threads_.Run(static_cast<int>(pieces), [&](int piece) {
+      for (std::size_t row = rows_ * piece / pieces; row < rows_ * (piece + 1) / pieces; ++row) {
+        std::byte* to = gathered_ + row * in_bytes_;
+        std::memcpy(to, in_[row], std::size_t(spec_.hidden) * kernels_.activation_bytes);
+        in_[row] = to;
+      }
+    });
+  }
+
+  const core::ModelSpec& spec_;
+  const Kernels& kernels_;
+  ThreadPool& threads_;
+  std::span<const ExpertBatch> batches_;
+  std::size_t rows_ = 0, most_rows_ = 0, piece_cost_ = 1, most_pieces_ = 0, in_bytes_ = 0, hidden_bytes_ = 0;
+  bool gather_ = false;
+  int gate_count_ = 0, down_count_ = 0;
+  // In the scratch buffer.
+  std::byte* gathered_ = nullptr;       // [rows, in_bytes_], where rows must lie evenly
+  std::byte* hidden_values_ = nullptr;  // [rows, hidden_bytes_]: gate and up's result
+  Piece* gate_pieces_ = nullptr;
+  Piece* down_pieces_ = nullptr;
+  std::size_t* first_row_ = nullptr;  // [batches]
+  const void** in_ = nullptr;         // [rows]
+  void** hidden_ = nullptr;
+  float** out_ = nullptr;
+};
+
+}  // namespace
+
+void RunExperts(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
+                std::span<const ExpertBatch> batches, std::vector<std::byte>& scratch) {
+  ExpertRun(spec, kernels, threads, batches).Run(scratch);
+}
+
+}  // namespace elasticmoe::compute

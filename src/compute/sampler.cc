@@ -1,0 +1,272 @@
+#include "compute/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/rng.h"
+#include "compute/exp.h"
+
+namespace elasticmoe::compute {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kLeastTemperature = 1e-5F;  // as in vLLM; below, only the best token has any weight
+constexpr std::size_t kBlock = 1024;        // logits summed or scanned as one
+constexpr std::size_t kLanes = 16;
+
+struct Candidate {
+  float weight;  // e^((logit - largest) / temperature), in (0, 1]
+  TokenId token;
+};
+
+// Heavier first; equal ones: the lower id. A total order, so that nothing depends on a sort's whim.
+bool Better(const Candidate& a, const Candidate& b) {
+  return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
+}
+
+struct Best {
+  TokenId token = 0;
+  float logit = -kInfinity;
+  bool valid = false;  // neither NaN nor +inf among the logits, and something above -inf
+};
+
+Best FindBest(std::span<const float> logits) {
+  float largest[kLanes];
+  int nans[kLanes] = {};
+  std::fill(largest, largest + kLanes, -kInfinity);
+  std::size_t i = 0;
+  for (; i + kLanes <= logits.size(); i += kLanes) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const float logit = logits[i + lane];
+      largest[lane] = logit > largest[lane] ? logit : largest[lane];
+      nans[lane] |= logit != logit;
+    }
+  }
+  for (std::size_t lane = 0; i < logits.size(); ++i, ++lane) {
+    largest[lane] = std::max(largest[lane], logits[i]);
+    nans[lane] |= std::isnan(logits[i]);
+  }
+  Best best;
+  best.logit = *std::max_element(largest, largest + kLanes);
+  best.valid = std::isfinite(best.logit) && std::count(nans, nans + kLanes, 0) == kLanes;
+  if (best.valid)
+    best.token = static_cast<TokenId>(std::find(logits.begin(), logits.end(), best.logit) - logits.begin());
+  return best;
+}
+
+// Weights of all tokens relative to the best one, without keeping them.
+class Distribution {
+ public:
+  Distribution(std::span<const float> logits, float largest, float inverse_temperature)
+      : logits_(logits), largest_(largest), inverse_(inverse_temperature) {}
+
+  // The difference first: it is 0 for the best token whatever the temperature.
+  float Scaled(std::size_t i) const { return (logits_[i] - largest_) * inverse_; }
+
+  double BlockSum(std::size_t begin) const {
+    const std::size_t end = std::min(begin + kBlock, logits_.size());
+    float sums[kLanes] = {};
+    std::size_t i = begin;
+    for (; i + kLanes <= end; i += kLanes)
+      for (std::size_t lane = 0; lane < kLanes; ++lane) sums[lane] += Exp(Scaled(i + lane));
+    for (std::size_t lane = 0; i < end; ++i, ++lane) sums[lane] += Exp(Scaled(i));
+    double sum = 0;
+    for (const float lane : sums) sum += lane;
+    return sum;
+  }
+
+  double Total() const {
+    double total = 0;
+    for (std::size_t begin = 0; begin < logits_.size(); begin += kBlock) total += BlockSum(begin);
+    return total;
+  }
+
+  // The token at `point` (in [0, 1)) of the distribution, tokens in the order of their ids.
+  TokenId Draw(double point) const {
+    std::vector<double> sums;
+    double total = 0;
+    for (std::size_t begin = 0; begin < logits_.size(); begin += kBlock)
+      total += sums.emplace_back(BlockSum(begin));
+    double left = point * total;
+    std::size_t last = 0;  // the last block of any weight, for a `left` that rounding has kept too large
+    for (std::size_t block = 0; block < sums.size(); ++block) {
+      if (sums[block] <= 0) continue;
+      if (left < sums[block]) return DrawFrom(block * kBlock, left);
+      left -= sums[block];
+      last = block;
+    }
+    return DrawFrom(last * kBlock, sums[last]);
+  }
+
+  // Tokens with Scaled >= floor and any weight, in the order of their ids.
+  void Gather(float floor, std::vector<Candidate>& out) const {
+    out.clear();
+    for (std::size_t i = 0; i < logits_.size(); ++i) {
+      const float scaled = Scaled(i);
+      if (!(scaled >= floor)) continue;
+      if (const float weight = Exp(scaled); weight > 0) out.push_back({weight, static_cast<TokenId>(i)});
+    }
+  }
+
+ private:
+  TokenId DrawFrom(std::size_t begin, double left) const {
+    std::size_t last = begin;
+    for (std::size_t i = begin; i < std::min(begin + kBlock, logits_.size()); ++i) {
+      const float weight = Exp(Scaled(i));
+      if (weight <= 0) continue;
+      last = i;
+      left -= weight;
+      if (left < 0) break;
+    }
+    return static_cast<TokenId>(last);
+  }
+
+  std::span<const float> logits_;
+  float largest_;
+  float inverse_;
+};
+
+double Sum(std::span<const Candidate> candidates) {
+  double sum = 0;
+  for (const Candidate& candidate : candidates) sum += candidate.weight;
+  return sum;
+}
+
+// Sorts candidates as far as needed and keeps the fewest that hold `wanted` of the weight.
+void KeepTopP(double wanted, std::vector<Candidate>& candidates) {
+  double reached = 0;
+  for (std::size_t sorted = 0; sorted < candidates.size();) {
+    const std::size_t end = std::min(candidates.size(), std::max<std::size_t>(64, sorted * 4));
+    std::partial_sort(candidates.begin() + sorted, candidates.begin() + end, candidates.end(), Better);
+    for (; sorted < end; ++sorted) {
+      reached += candidates[sorted].weight;
+      if (reached >= wanted) {
+        candidates.resize(sorted + 1);
+        return;
+      }
+    }
+  }
+}
+
+// What min_p, then top_k, then top_p leave. The head of the distribution is nearly always enough to tell, so
+// the rest is looked at only when it is not.
+std::vector<Candidate> Filter(const Distribution& distribution, const core::SamplingParams& params) {
+  const bool min_p = params.min_p > 0;
+  const std::size_t top_k = params.top_k > 0 ? static_cast<std::size_t>(params.top_k) : 0;
+  const float last_floor = min_p ? std::log(params.min_p) : -kInfinity;
+  const double total = !min_p && top_k == 0 ? distribution.Total() : 0;
+  std::vector<Candidate> candidates;
+  for (const float floor : {-8.0F, -16.0F, last_floor}) {
+    if (floor < last_floor) continue;
+    distribution.Gather(floor, candidates);
+    if (floor == last_floor) break;
+    if (top_k > 0 ? candidates.size() >= top_k : !min_p && Sum(candidates) >= params.top_p * total) break;
+  }
+  if (top_k > 0 && top_k < candidates.size()) {
+    std::nth_element(candidates.begin(), candidates.begin() + params.top_k, candidates.end(), Better);
+    candidates.resize(top_k);
+    std::sort(candidates.begin(), candidates.end(), Better);
+  }
+  if (params.top_p < 1.0F) KeepTopP(params.top_p * (total > 0 ? total : Sum(candidates)), candidates);
+  return candidates;
+}
+
+TokenId Draw(std::span<const Candidate> candidates, double point) {
+  double left = point * Sum(candidates);
+  for (const Candidate& candidate : candidates) {
+    left -= candidate.weight;
+    if (left < 0) return candidate.token;
+  }
+  return candidates.back().token;
+}
+
+// Each id once, sorted.
+std::vector<TokenId> Sorted(std::span<const TokenId> tokens) {
+  std::vector<TokenId> sorted(tokens.begin(), tokens.end());
+  std::sort(sorted.begin(), sorted.end());
+  return sorted;
+}
+
+// Returns whether anything may have changed.
+bool Adjust(const SampleInput& input) {
+  const core::SamplingParams& params = *input.params;
+  const std::span<float> logits = input.logits;
+  const auto in_vocab = [&](TokenId token) {
+    return token >= 0 && static_cast<std::size_t>(token) < logits.size();
+  };
+  for (const auto& [token, bias] : params.logit_bias)
+    if (in_vocab(token)) logits[token] += bias;
+  for (const TokenId token : input.banned)
+    if (in_vocab(token)) logits[token] = -kInfinity;
+  if (!params.NeedsHistory()) return !params.logit_bias.empty() || !input.banned.empty();
+  const std::vector<TokenId> generated = Sorted(input.generated);
+  if (params.repetition_penalty != 1.0F) {
+    std::vector<TokenId> seen = Sorted(input.prompt);
+    seen.insert(seen.end(), generated.begin(), generated.end());
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+    for (const TokenId token : seen) {
+      if (!in_vocab(token)) continue;
+      float& logit = logits[token];
+      logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    }
+  }
+  for (std::size_t i = 0; i < generated.size();) {
+    std::size_t end = i;
+    while (end < generated.size() && generated[end] == generated[i]) ++end;
+    if (in_vocab(generated[i]))
+      logits[generated[i]] -=
+          params.frequency_penalty * static_cast<float>(end - i) + params.presence_penalty;
+    i = end;
+  }
+  return true;
+}
+
+}  // namespace
+
+core::TokenLogprob Score(std::span<const float> logits, TokenId token, int top) {
+  const Best best = FindBest(logits);
+  core::TokenLogprob result{token, std::numeric_limits<float>::quiet_NaN(), {}};
+  if (!best.valid) return result;
+  const double log_sum = best.logit + std::log(Distribution(logits, best.logit, 1.0F).Total());
+  result.logprob = static_cast<float>(logits[token] - log_sum);
+  const std::size_t count = std::min(logits.size(), static_cast<std::size_t>(std::max(0, top)));
+  if (count == 0) return result;
+  // The best so far in order; what comes later must be larger to enter, so ties stay with the lower id.
+  std::vector<std::pair<float, TokenId>> found;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    if (found.size() == count && !(logits[i] > found.back().first)) continue;
+    if (found.size() == count) found.pop_back();
+    const auto place =
+        std::find_if(found.begin(), found.end(), [&](const auto& other) { return other.first < logits[i]; });
+    found.insert(place, {logits[i], static_cast<TokenId>(i)});
+  }
+  for (const auto& [logit, id] : found) result.top.emplace_back(id, static_cast<float>(logit - log_sum));
+  return result;
+}
+
+core::TokenLogprob Sample(const SampleInput& input) {
+  const core::SamplingParams& params = *input.params;
+  const core::TokenLogprob nothing{0, std::numeric_limits<float>::quiet_NaN(), {}};
+  Best best = FindBest(input.logits);
+  if (!best.valid) return nothing;
+
+  // Logprobs are the model's own, so the raw logits are kept where they are asked for.
+  std::vector<float> raw;
+  if (params.logprobs >= 0) raw.assign(input.logits.begin(), input.logits.end());
+  if (Adjust(input)) best = FindBest(input.logits);
+  if (!best.valid) return nothing;
+
+  TokenId token = best.token;
+  if (params.temperature >= kLeastTemperature) {
+    const Distribution distribution(input.logits, best.logit, 1.0F / params.temperature);
+    const double point = UniformAt(params.seed, static_cast<std::uint64_t>(input.position));
+    const bool whole = params.top_k <= 0 && params.top_p >= 1.0F && params.min_p <= 0;
+    token = whole ? distribution.Draw(point) : Draw(Filter(distribution, params), point);
+  }
+  if (params.logprobs >= 0) return Score(raw, token, params.logprobs);
+  return {token, 0.0F, {}};
+}
+
+}  // namespace elasticmoe::compute

@@ -1,0 +1,572 @@
+#include "runtime/coordinator/elastic_engine.h"
+
+#include <fcntl.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "compute/kernels.h"
+#include "compute/layout.h"
+#include "core/memory/budget.h"
+#include "runtime/hmm/loader.h"
+
+namespace elasticmoe::runtime {
+namespace {
+
+constexpr std::chrono::milliseconds kHmmPoll{20};
+constexpr int kMaxAttempts = 3;  // of one step: a request that kills workers must not kill the server
+constexpr int kSpins = 1000;     // ~40 us: a few layers' wait, far below a scheduler slice
+
+TimeNs Now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+ElasticEngine::ElasticEngine(EngineOptions options, model::Checkpoint checkpoint)
+    : options_(std::move(options)), checkpoint_(std::move(checkpoint)), moe_layers_(MoeLayerCount(checkpoint_.spec)) {}
+
+Expected<std::unique_ptr<ElasticEngine>> ElasticEngine::Start(
+    const EngineOptions& options, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+  EM_ASSIGN_OR_RETURN(model::Checkpoint checkpoint, model::Checkpoint::Open(options.model));
+  std::unique_ptr<ElasticEngine> engine(new ElasticEngine(options, std::move(checkpoint)));
+  EM_RETURN_IF_ERROR(engine->Begin(progress));
+  return engine;
+}
+
+HmmOptions ElasticEngine::HmmOptionsFor() const {
+  HmmOptions options;
+  options.socket = options_.hmm_socket;
+  options.model = options_.model;
+  options.devices = options_.devices;
+  options.max_devices = options_.max_devices;
+  options.domain_per_device = options_.domain_per_device;
+  options.kv_element_bytes = (*compute::FindKernels(options_.kernels))->kv_element_bytes;
+  options.kv_memory_bytes = options_.kv_memory_bytes;
+  options.device_memory_bytes = options_.device_memory_bytes;
+  options.pages = options_.pages;
+  options.linger_seconds = options_.linger_seconds;
+  return options;
+}
+
+Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
+  const core::ModelSpec& spec = checkpoint_.spec;
+  EM_ASSIGN_OR_RETURN(const compute::Kernels* kernels, compute::FindKernels(options_.kernels));
+  options_.kernels = std::string(kernels->name);
+  if (options_.max_model_len <= 0 || options_.max_model_len > spec.max_positions) options_.max_model_len = spec.max_positions;
+  if (options_.devices < 1 || options_.devices > options_.max_devices || options_.max_devices > kMaxDevices)
+    return Fail(ErrorCode::kInvalidArgument, "starting the engine: devices={} max-devices={} (limit={})", options_.devices,
+                options_.max_devices, kMaxDevices);
+
+  ExchangeShape shape;
+  shape.max_devices = options_.max_devices;
+  shape.max_rows = options_.max_step_rows;
+  shape.max_slots = options_.max_running;
+  shape.max_model_len = options_.max_model_len;
+  shape.block_tokens = compute::kBlockTokens;
+  shape.hidden = spec.hidden;
+  shape.top_k = spec.moe.top_k;
+  shape.moe_layers = moe_layers_;
+  shape.experts = spec.moe.experts;
+  shape.activation_bytes = kernels->activation_bytes;
+  EM_ASSIGN_OR_RETURN(exchange_, Exchange::Create(shape));
+
+  // Workers start up while the weights are loaded.
+  EM_ASSIGN_OR_RETURN(hmm_, HmmClient::StartOrAdopt(HmmOptionsFor()));
+  adopted_ = hmm_->adopted();
+  InstanceOptions instance_options;
+  instance_options.model = options_.model;
+  instance_options.kernels = options_.kernels;
+  instance_options.threads_per_device = options_.threads_per_device;
+  instance_options.standby = options_.devices;
+  instance_options.log_level = options_.log_level;
+  instances_ = std::make_unique<InstanceManager>(instance_options, *exchange_);
+  EM_RETURN_IF_ERROR(instances_->FillStandby());
+  EM_RETURN_IF_ERROR(hmm_->AwaitReady(progress));
+  EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+
+  core::SchedulerOptions schedule;
+  schedule.vocab = spec.vocab;
+  schedule.max_model_len = options_.max_model_len;
+  schedule.block_tokens = compute::kBlockTokens;
+  schedule.max_running = options_.max_running;
+  schedule.max_waiting = options_.max_waiting;
+  schedule.max_step_rows = options_.max_step_rows;
+  schedule.max_chunk_rows = std::min(options_.max_chunk_rows, options_.max_step_rows);
+  schedule.prefix_cache = options_.prefix_cache;
+  schedule.eos_ids = spec.eos_ids;
+  scheduler_ = std::make_unique<core::Scheduler>(schedule);
+  slots_.resize(options_.max_running);
+
+  std::vector<DeviceId> members;
+  for (int i = 0; i < options_.devices; ++i) members.emplace_back(i);
+  placement_ = core::EvenPlacement(Epoch(1), members, moe_layers_, spec.moe.experts);
+  EM_RETURN_IF_ERROR(AttachAll());
+  scheduler_->SetDevices(SchedulerDevices());
+  UpdateKvBlocks();
+  UpdateSpin();
+  instances_->SetStandby(options_.standby);
+  EM_RETURN_IF_ERROR(instances_->FillStandby());
+  PublishStats();
+  Rewatch();
+  watcher_ = std::jthread([this](const std::stop_token& stop) { Watch(stop); });
+  thread_ = std::jthread([this] { Loop(); });
+  return {};
+}
+
+ElasticEngine::~ElasticEngine() {
+  {
+    const std::scoped_lock lock(mutex_);
+    accepting_ = false;
+    stopping_ = true;
+    work_.notify_all();
+  }
+  if (thread_.joinable()) thread_.join();
+  if (watcher_.joinable()) {
+    watcher_.request_stop();
+    watcher_.join();
+  }
+  instances_.reset();
+  if (hmm_) hmm_->Shutdown();
+  if (next_hmm_) next_hmm_->Shutdown();
+}
+
+std::vector<core::SchedulerDevice> ElasticEngine::SchedulerDevices() const {
+  std::vector<core::SchedulerDevice> devices;
+  for (const DeviceId member : placement_.members())
+    devices.push_back({member, memory_.map.DomainOf(member), 1.0, leaving_.count(member) == 0});
+  return devices;
+}
+
+// Waiters spin only where each has a core of its own.
+void ElasticEngine::UpdateSpin() {
+  const auto threads = static_cast<int>(placement_.members().size()) * options_.threads_per_device;
+  exchange_->header().spin = threads <= static_cast<int>(AllowedCpus().size()) ? kSpins : 0;
+}
+
+Status ElasticEngine::AttachAll() {
+  exchange_->WritePlacement(static_cast<int>(placement_.epoch().value % kPlacementRing), placement_);
+  for (const DeviceId member : placement_.members()) EM_RETURN_IF_ERROR(instances_->Attach(member, memory_));
+  return instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map);
+}
+
+void ElasticEngine::UpdateKvBlocks() {
+  pids_.clear();
+  for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
+  for (const DomainMap& domain : memory_.map.domains)
+    scheduler_->SetBlocks(domain.domain, static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk));
+}
+
+// ---------------------------------------------------------------- requests
+
+Status ElasticEngine::Submit(core::GenerationRequest request, Sink sink) {
+  if (request.stop_token_ids.size() + checkpoint_.spec.eos_ids.size() > kMaxBanned)
+    return Fail(ErrorCode::kInvalidArgument, "stop_token_ids: {} ids (limit={})", request.stop_token_ids.size(),
+                kMaxBanned - checkpoint_.spec.eos_ids.size());
+  if (request.sampling.logit_bias.size() > kMaxBias)
+    return Fail(ErrorCode::kInvalidArgument, "logit_bias: {} entries (limit={})", request.sampling.logit_bias.size(), kMaxBias);
+  if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "prompt: it is empty");
+  for (const TokenId token : request.prompt)
+    if (token < 0 || token >= checkpoint_.spec.vocab)
+      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})", token,
+                  checkpoint_.spec.vocab);
+  if (static_cast<int>(request.prompt.size()) + (request.max_tokens > 0 ? 1 : 0) > options_.max_model_len)
+    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})", request.prompt.size(),
+                options_.max_model_len);
+  const std::scoped_lock lock(mutex_);
+  if (!accepting_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+  if (submitted_.size() + queued_ >= static_cast<std::size_t>(options_.max_waiting))
+    return Fail(ErrorCode::kResourceExhausted, "the queue is full: waiting={} (limit={}); try again later",
+                submitted_.size() + queued_, options_.max_waiting);
+  submitted_.emplace_back(std::move(request), std::move(sink));
+  busy_ = true;
+  work_.notify_one();
+  return {};
+}
+
+void ElasticEngine::Cancel(RequestId request) {
+  const std::scoped_lock lock(mutex_);
+  cancelled_.push_back(request);
+  work_.notify_one();
+}
+
+void ElasticEngine::StopAccepting() {
+  const std::scoped_lock lock(mutex_);
+  accepting_ = false;
+}
+
+bool ElasticEngine::Idle() const {
+  const std::scoped_lock lock(mutex_);
+  return !busy_ && submitted_.empty();
+}
+
+EngineStats ElasticEngine::Stats() const {
+  const std::scoped_lock lock(mutex_);
+  EngineStats stats = stats_;
+  stats.waiting += static_cast<int>(submitted_.size());
+  return stats;
+}
+
+void ElasticEngine::TakeInbox() {
+  std::deque<std::pair<core::GenerationRequest, Sink>> submitted;
+  std::deque<RequestId> cancelled;
+  {
+    const std::scoped_lock lock(mutex_);
+    submitted.swap(submitted_);
+    cancelled.swap(cancelled_);
+    queued_ += submitted.size();
+  }
+  std::vector<core::TokenEvent> events;
+  for (auto& [request, sink] : submitted) {
+    const RequestId id = request.id;
+    sinks_[id] = std::move(sink);
+    if (Status status = scheduler_->Add(std::move(request), Now()); !status) {
+      core::TokenEvent event;
+      event.request = id;
+      event.finish = core::FinishReason::kError;
+      event.error = status.error().message;
+      events.push_back(std::move(event));
+    }
+  }
+  for (const RequestId id : cancelled) scheduler_->Cancel(id, events);
+  Deliver(events);
+}
+
+void ElasticEngine::Deliver(std::vector<core::TokenEvent>& events) {
+  for (const core::TokenEvent& event : events) {
+    const auto at = sinks_.find(event.request);
+    if (at == sinks_.end()) continue;
+    at->second(event);
+    if (event.finish) sinks_.erase(at);
+  }
+  events.clear();
+}
+
+// ---------------------------------------------------------------- steps
+
+void ElasticEngine::Loop() {
+  for (;;) {
+    TakeInbox();
+    RunTasks(true);
+    if (death_.exchange(false)) {
+      Status status = RecoverWorkers();
+      if (status) status = ReplaceHmm();
+      if (!status) GiveUp(status.error());
+    }
+    if (next_hmm_)
+      if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
+    core::StepPlan plan = scheduler_->Plan(Now());
+    Deliver(plan.failed);
+    PublishStats();
+    if (!plan.Empty()) {
+      if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_) longest_gap_ = now - last_step_end_;
+      RunStep(plan);
+      last_step_end_ = Now();
+      const std::scoped_lock lock(mutex_);
+      if (stopping_) break;
+      continue;
+    }
+    last_step_end_ = 0;
+    std::unique_lock lock(mutex_);
+    busy_ = !scheduler_->Idle() || !submitted_.empty();
+    if (stopping_) break;
+    const auto anything = [&] { return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty() || !tasks_.empty(); };
+    if (next_hmm_) work_.wait_for(lock, kHmmPoll, anything);
+    else work_.wait(lock, anything);
+    if (stopping_) break;
+  }
+  RunTasks(false);
+  std::vector<core::TokenEvent> events;
+  TakeInbox();
+  std::vector<RequestId> left;
+  for (const auto& [id, sink] : sinks_) left.push_back(id);
+  for (const RequestId id : left) scheduler_->Cancel(id, events);
+  Deliver(events);
+}
+
+void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
+  ExchangeHeader& header = exchange_->header();
+  header.epoch = placement_.epoch().value;
+  header.placement_index = static_cast<std::int32_t>(placement_.epoch().value % kPlacementRing);
+  header.member_count = static_cast<std::int32_t>(placement_.members().size());
+  for (int rank = 0; rank < header.member_count; ++rank) {
+    header.members[rank] = placement_.members()[rank].value;
+    DeviceHeader& device = exchange_->device(header.members[rank]);
+    device.entry_count = 0;
+    device.row_count = 0;
+    // Nobody may take the words of an earlier life of this device for this step's.
+    const std::uint32_t before = LayerTag(step, moe_layers_, -1);
+    device.dispatched.value.store(before, std::memory_order_relaxed);
+    device.returned.value.store(before, std::memory_order_relaxed);
+  }
+  for (const core::TableWrite& write : plan.table_writes)
+    exchange_->BlockTable(write.table_slot)[write.index] = static_cast<std::uint32_t>(write.block.value);
+  for (const core::DevicePlan& device_plan : plan.devices) {
+    DeviceHeader& device = exchange_->device(device_plan.device.value);
+    for (const core::SequenceStep& sequence : device_plan.sequences) {
+      SlotState& slot = slots_[sequence.table_slot];
+      const std::span<const TokenId> tokens = scheduler_->Tokens(sequence.request);
+      std::int32_t* history = exchange_->TokenHistory(sequence.table_slot);
+      if (slot.request != sequence.request || slot.written == 0) {
+        WriteSampling(scheduler_->Request(sequence.request), checkpoint_.spec.eos_ids, exchange_->Sampling(sequence.table_slot));
+        slot = {sequence.request, 0};
+      }
+      std::copy(tokens.begin() + slot.written, tokens.end(), history + slot.written);
+      slot.written = static_cast<int>(tokens.size());
+      PlanEntry& entry = exchange_->Plan(device_plan.device.value)[device.entry_count++];
+      entry = {sequence.request.value, sequence.table_slot, sequence.start_position, sequence.rows, sequence.sample,
+               sequence.score_prompt};
+      device.row_count += sequence.rows;
+    }
+  }
+}
+
+bool ElasticEngine::AwaitStep(std::uint32_t step) {
+  ExchangeHeader& header = exchange_->header();
+  const TimeNs deadline = Now() + TimeNs{options_.step_timeout_seconds} * 1'000'000'000;
+  const auto finished = [&] {
+    for (int rank = 0; rank < header.member_count; ++rank)
+      if (exchange_->device(header.members[rank]).finished_step.load(std::memory_order_acquire) != step) return false;
+    return true;
+  };
+  while (!WaitFor(header.finish, {0}, [&](std::uint32_t) { return finished(); }, [&] { return death_.load() || Now() > deadline; })) {
+    if (finished()) return true;
+    // Given up: every waiter is woken until all are out of the step.
+    header.abort_step.store(step, std::memory_order_seq_cst);
+    if (Now() > deadline) {
+      const std::scoped_lock lock(instances_mutex_);
+      for (const DeviceId member : placement_.members()) {
+        if (exchange_->device(member.value).finished_step.load() == step) continue;
+        LogWarn("device {} did not finish step {} within {} s: its worker is killed", member, step, options_.step_timeout_seconds);
+        instances_->Kill(member);
+      }
+      death_ = true;
+    }
+    for (const DeviceId member : placement_.members()) {
+      exchange_->device(member.value).dispatched.WakeAll();
+      exchange_->device(member.value).returned.WakeAll();
+    }
+    return false;
+  }
+  return true;
+}
+
+core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
+  core::StepResult result;
+  result.step = plan.step;
+  for (const core::DevicePlan& device : plan.devices) {
+    const LogprobRecord* sampled = exchange_->Sampled(device.device.value);
+    const LogprobRecord* scores = exchange_->PromptScores(device.device.value);
+    int row = 0;
+    for (std::size_t i = 0; i < device.sequences.size(); ++i) {
+      const core::SequenceStep& sequence = device.sequences[i];
+      core::SequenceResult one;
+      one.request = sequence.request;
+      if (sequence.sample) one.sampled = ReadLogprob(sampled[i]);
+      if (sequence.score_prompt && scheduler_->Knows(sequence.request)) {
+        const auto prompt = static_cast<int>(scheduler_->Request(sequence.request).prompt.size());
+        for (int r = 0; r < sequence.rows && sequence.start_position + r + 1 < prompt; ++r)
+          one.prompt_logprobs.push_back(ReadLogprob(scores[row + r]));
+      }
+      row += sequence.rows;
+      result.sequences.push_back(std::move(one));
+    }
+  }
+  return result;
+}
+
+void ElasticEngine::RunStep(const core::StepPlan& plan) {
+  if (!plan.copies_before.empty()) {
+    const std::scoped_lock lock(instances_mutex_);
+    Json blocks = Json::array();
+    for (const core::KvCopy& copy : plan.copies_before)
+      blocks.push_back({copy.from_domain.value, copy.from.value, copy.to_domain.value, copy.to.value});
+    if (auto copied = hmm_->Call({{"op", "copy_kv"}, {"blocks", blocks}}); !copied) {
+      LogWarn("{}", copied.error().message);
+      scheduler_->AbandonStep();
+      death_ = true;  // the HMM is looked at before the next step
+      return;
+    }
+  }
+  ExchangeHeader& header = exchange_->header();
+  const std::uint32_t step = header.step.value.load() + 1;
+  WriteStep(plan, step);
+  header.step.Set(step);
+  if (!AwaitStep(step)) {
+    scheduler_->AbandonStep();
+    if (++failed_attempts_ >= kMaxAttempts)
+      GiveUp({ErrorCode::kInternal, fmt::format("a step failed {} times; the requests in it are given up", failed_attempts_)});
+    return;
+  }
+  failed_attempts_ = 0;
+  ++steps_;
+  if (!fresh_.empty())
+    for (const core::DevicePlan& device : plan.devices)
+      if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
+  core::StepResult result = ReadStep(plan);
+  std::vector<core::TokenEvent> events;
+  scheduler_->Complete(result, Now(), events);
+  Deliver(events);
+}
+
+// ---------------------------------------------------------------- failures
+
+Status ElasticEngine::RecoverWorkers() {
+  const std::scoped_lock lock(instances_mutex_);
+  // Out of the step first: nobody may write into areas that the next plan uses.
+  instances_->Quiesce(placement_.members());
+  for (int attempt = 0;; ++attempt) {
+    std::vector<DeviceId> dead = instances_->TakeDead();
+    for (const DeviceId device : dead) Observe(core::WorkerDiedEvent{device});
+    // A member without a worker is one that died, now or in an attempt before; others are the resize's business.
+    std::vector<DeviceId> missing;
+    for (const DeviceId member : placement_.members())
+      if (instances_->PidOf(member) < 0) missing.push_back(member);
+    if (missing.empty()) break;
+    if (attempt == kMaxAttempts)
+      return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed", missing.front(), attempt);
+    const TimeNs start = Now();
+    prepared_.reset();  // the new worker has not prepared it
+    for (const DeviceId device : missing) {
+      LogWarn("the worker of device {} ended: a standby takes over", device);
+      EM_RETURN_IF_ERROR(instances_->Attach(device, memory_));
+      ++recoveries_;
+    }
+    if (Status prepared = instances_->Prepare(missing, placement_.epoch().value, memory_.map); !prepared) {
+      LogWarn("{}", prepared.error().message);
+      continue;
+    }
+    LogInfo("recovered in {:.1f} ms", static_cast<double>(Now() - start) / 1e6);
+    for (const DeviceId device : missing) Observe(core::WorkerRecoveredEvent{device});
+  }
+  EM_RETURN_IF_ERROR(instances_->FillStandby());
+  for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
+  Rewatch();
+  return {};
+}
+
+// Starts a new HMM where the present one has ended. Until that has the weights, the workers serve from the pages that
+// they have mapped: the kernel keeps those as long as anybody maps them.
+Status ElasticEngine::ReplaceHmm() {
+  const std::scoped_lock lock(instances_mutex_);
+  const HmmClient& watched = next_hmm_ ? *next_hmm_ : *hmm_;
+  pollfd poll_fd{watched.pidfd(), POLLIN, 0};
+  if (::poll(&poll_fd, 1, 0) != 1) return {};
+  LogWarn("the hmm ended: a new one loads the weights while serving goes on");
+  EM_ASSIGN_OR_RETURN(next_hmm_, HmmClient::Start(HmmOptionsFor()));
+  next_hmm_poll_ = {};
+  Rewatch();
+  return {};
+}
+
+// Once the new HMM has the weights: all attach to its pages, and all sequences run again from their tokens.
+Status ElasticEngine::SwitchToNextHmm() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_hmm_poll_) return {};
+  next_hmm_poll_ = now + kHmmPoll;
+  std::uint64_t loaded = 0, total = 0;
+  const auto ready = next_hmm_->Ready(loaded, total);
+  if (!ready) {
+    if (ready.error().code == ErrorCode::kUnavailable) {  // it died, too: the watcher says so
+      death_ = true;
+      return {};
+    }
+    return tl::unexpected<Error>(ready.error());
+  }
+  if (!*ready) return {};
+  const std::scoped_lock lock(instances_mutex_);
+  // The new one was started for the first size; the others' KV memory is added.
+  const std::size_t chunk_bytes = memory_.map.blocks_per_chunk *
+                                  compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  for (const DeviceId member : placement_.members())
+    EM_RETURN_IF_ERROR(next_hmm_->Call({{"op", "set_kv"}, {"domain", memory_.map.DomainOf(member).value}, {"device", member.value},
+                                        {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
+  EM_ASSIGN_OR_RETURN(AttachedMemory memory, next_hmm_->Describe());
+  hmm_ = std::move(next_hmm_);
+  memory_ = std::move(memory);
+  for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
+  for (const DeviceId member : placement_.members()) EM_RETURN_IF_ERROR(instances_->Reattach(member, memory_));
+  EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
+  UpdateKvBlocks();
+  ++recoveries_;
+  Rewatch();
+  LogInfo("the new hmm (pid {}) has taken over", hmm_->pid());
+  return {};
+}
+
+void ElasticEngine::GiveUp(const Error& error) {
+  LogError("{}", error.message);
+  std::vector<core::TokenEvent> events;
+  scheduler_->FailAll(error.message, events);
+  Deliver(events);
+  failed_attempts_ = 0;
+}
+
+void ElasticEngine::Rewatch() {
+  std::vector<int> fds = instances_->Pidfds();
+  fds.push_back(next_hmm_ ? next_hmm_->pidfd() : hmm_->pidfd());
+  const std::scoped_lock lock(mutex_);
+  watched_.clear();
+  for (const int fd : fds)
+    if (const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0); copy >= 0) watched_.emplace_back(copy);
+  watch_again_ = true;
+}
+
+void ElasticEngine::Watch(const std::stop_token& stop) {
+  std::vector<Fd> fds;
+  while (!stop.stop_requested()) {
+    if (watch_again_.exchange(false)) {
+      const std::scoped_lock lock(mutex_);
+      fds = std::move(watched_);
+      watched_.clear();
+    }
+    std::vector<pollfd> polled;
+    for (const Fd& fd : fds) polled.push_back({fd.get(), POLLIN, 0});
+    if (::poll(polled.data(), polled.size(), 50) <= 0) continue;
+    // Those that ended are not looked at again, until the engine has replaced them.
+    std::vector<Fd> alive;
+    for (std::size_t i = 0; i < polled.size(); ++i)
+      if (polled[i].revents == 0) alive.push_back(std::move(fds[i]));
+    fds = std::move(alive);
+    {
+      const std::scoped_lock lock(mutex_);
+      death_ = true;
+      work_.notify_all();
+    }
+    exchange_->header().finish.WakeAll();
+  }
+}
+
+void ElasticEngine::PublishStats() {
+  const core::SchedulerStats schedule = scheduler_->Stats();
+  EngineStats stats;
+  stats.running = schedule.running;
+  stats.waiting = schedule.waiting;
+  stats.kv_blocks = schedule.blocks_total;
+  stats.kv_usage = schedule.blocks_total == 0 ? 0 : static_cast<double>(schedule.blocks_used) / static_cast<double>(schedule.blocks_total);
+  stats.steps = steps_;
+  stats.preemptions = schedule.preemptions;
+  stats.prefix_queries = schedule.prefix_queries;
+  stats.prefix_hits = schedule.prefix_hits;
+  stats.epoch = placement_.epoch().value;
+  stats.recoveries = recoveries_;
+  for (const DeviceId member : placement_.members()) {
+    DeviceStats device;
+    device.device = member;
+    device.pid = pids_[member];
+    device.sequences = scheduler_->SequencesOn(member);
+    device.rows = exchange_->device(member.value).expert_rows.load(std::memory_order_relaxed);
+    device.experts = static_cast<std::uint64_t>(placement_.ExpertsOn(member));
+    stats.devices.push_back(device);
+  }
+  const std::scoped_lock lock(mutex_);
+  stats_ = std::move(stats);
+  if (published_placement_.epoch() != placement_.epoch() || published_placement_.members().empty()) published_placement_ = placement_;
+  queued_ = static_cast<std::size_t>(schedule.waiting);
+}
+
+}  // namespace elasticmoe::runtime

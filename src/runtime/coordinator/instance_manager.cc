@@ -1,0 +1,189 @@
+#include "runtime/coordinator/instance_manager.h"
+
+#include <signal.h>
+
+#include "base/log.h"
+
+namespace elasticmoe::runtime {
+namespace {
+
+constexpr int kAnswerTimeoutMs = 20'000;  // a worker that is silent for longer is taken for dead
+
+}  // namespace
+
+InstanceManager::InstanceManager(InstanceOptions options, const Exchange& exchange)
+    : options_(std::move(options)), exchange_(exchange), cpus_(AllowedCpus()) {}
+
+InstanceManager::~InstanceManager() {
+  // The channel's end is the worker's end; one that is stuck is killed.
+  std::list<Worker> all = std::move(standby_);
+  for (auto& [device, worker] : attached_) all.push_back(std::move(worker));
+  for (Worker& worker : all) worker.channel.Close();
+  for (Worker& worker : all) {
+    if (worker.process.WaitEnd(2000)) continue;
+    worker.process.Signal(SIGKILL);
+    worker.process.WaitEnd(2000);
+  }
+}
+
+Expected<InstanceManager::Worker> InstanceManager::Spawn() {
+  EM_ASSIGN_OR_RETURN(auto ends, Channel::Pair());
+  SpawnOptions spawn;
+  spawn.inherit = {ends.second.get(), exchange_.fd()};
+  spawn.arguments = {"worker",
+                     "--model", options_.model.string(),
+                     "--kernels", options_.kernels,
+                     "--control-fd", std::to_string(ends.second.get()),
+                     "--exchange-fd", std::to_string(exchange_.fd()),
+                     "--log-level", options_.log_level};
+  Worker worker;
+  EM_ASSIGN_OR_RETURN(worker.process, SpawnSelf(spawn));
+  worker.channel = std::move(ends.first);
+  return worker;
+}
+
+Status InstanceManager::AddStandby() {
+  EM_ASSIGN_OR_RETURN(Worker worker, Spawn());
+  standby_.push_back(std::move(worker));
+  return {};
+}
+
+Status InstanceManager::FillStandby() {
+  while (StandbyCount() < options_.standby) EM_RETURN_IF_ERROR(AddStandby());
+  return {};
+}
+
+std::vector<int> InstanceManager::CpusOf(DeviceId device) const {
+  std::vector<int> cpus;
+  for (int i = 0; i < options_.threads_per_device; ++i)
+    cpus.push_back(cpus_[static_cast<std::size_t>(device.value * options_.threads_per_device + i) % cpus_.size()]);
+  return cpus;
+}
+
+Json InstanceManager::AttachRequest(DeviceId device, const AttachedMemory& memory) const {
+  return {{"op", "attach"}, {"device", device.value}, {"cpus", CpusOf(device)}, {"memory", ToJson(memory.map)}};
+}
+
+Status InstanceManager::Reattach(DeviceId device, const AttachedMemory& memory) {
+  const auto at = attached_.find(device);
+  const int fd = memory.FdOf(memory.map.DomainOf(device));
+  if (at == attached_.end() || fd < 0) return Fail(ErrorCode::kNotFound, "attaching device {} again: no worker or no domain", device);
+  EM_RETURN_IF_ERROR(at->second.channel.Call(AttachRequest(device, memory), kAnswerTimeoutMs, {fd}));
+  return {};
+}
+
+Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
+  attached_.erase(device);
+  const Json request = AttachRequest(device, memory);
+  const int fd = memory.FdOf(memory.map.DomainOf(device));
+  if (fd < 0) return Fail(ErrorCode::kNotFound, "attaching device {}: its domain is not open", device);
+  Status failure = Fail(ErrorCode::kUnavailable, "attaching device {}: no worker", device);
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    Worker worker;
+    if (standby_.empty()) {
+      EM_ASSIGN_OR_RETURN(worker, Spawn());
+    } else {
+      worker = std::move(standby_.front());  // the oldest: it has surely started up
+      standby_.pop_front();
+    }
+    auto answer = worker.channel.Call(request, kAnswerTimeoutMs, {fd});
+    if (answer) {
+      LogInfo("device {} attached to worker {} in {:.1f} ms", device, worker.process.pid,
+              static_cast<double>(answer->body.value("ns", std::int64_t{0})) / 1e6);
+      attached_[device] = std::move(worker);
+      return {};
+    }
+    failure = tl::unexpected<Error>(answer.error());
+    worker.process.Signal(SIGKILL);
+    worker.process.WaitEnd(2000);
+    if (answer.error().code != ErrorCode::kUnavailable) break;  // the worker said no: another will, too
+  }
+  return failure;
+}
+
+Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint64_t epoch, const MemoryMap& map) {
+  const Json request = {{"op", "prepare"}, {"epoch", epoch}, {"memory", ToJson(map)}};
+  for (const DeviceId device : devices) {
+    const auto at = attached_.find(device);
+    if (at == attached_.end()) return Fail(ErrorCode::kUnavailable, "preparing epoch {}: device {} has no worker", epoch, device);
+    EM_RETURN_IF_ERROR(at->second.channel.Send(request));
+  }
+  // Every answer is taken, so that no later call reads an answer of this one.
+  Status status;
+  for (const DeviceId device : devices) {
+    auto answer = attached_.at(device).channel.Receive(kAnswerTimeoutMs);
+    Status one = answer ? StatusOf(answer->body) : tl::unexpected<Error>(answer.error());
+    if (!one && status) status = std::move(one);
+  }
+  return status;
+}
+
+Status InstanceManager::SetKvChunks(const MemoryMap& map) {
+  for (auto& [device, worker] : attached_) {
+    const DomainMap* domain = map.Find(map.DomainOf(device));
+    if (domain == nullptr) continue;
+    EM_RETURN_IF_ERROR(worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, kAnswerTimeoutMs));
+  }
+  return {};
+}
+
+void InstanceManager::Quiesce(const std::vector<DeviceId>& devices) {
+  for (const DeviceId device : devices) {
+    const auto at = attached_.find(device);
+    if (at == attached_.end() || at->second.process.Ended()) continue;
+    if (auto answer = at->second.channel.Call({{"op", "ping"}}, kAnswerTimeoutMs); !answer) {
+      LogWarn("worker {} of device {} does not answer: it is killed", at->second.process.pid, device);
+      at->second.process.Signal(SIGKILL);
+      at->second.process.WaitEnd(2000);
+    }
+  }
+}
+
+void InstanceManager::Kill(DeviceId device) {
+  const auto at = attached_.find(device);
+  if (at == attached_.end()) return;
+  at->second.process.Signal(SIGKILL);
+  at->second.process.WaitEnd(2000);
+}
+
+void InstanceManager::Retire(DeviceId device) {
+  const auto at = attached_.find(device);
+  if (at == attached_.end()) return;
+  at->second.channel.Close();
+  if (!at->second.process.WaitEnd(2000)) Kill(device);
+  attached_.erase(at);
+}
+
+std::vector<DeviceId> InstanceManager::TakeDead() {
+  std::erase_if(standby_, [](const Worker& worker) {
+    if (!worker.process.Ended()) return false;
+    worker.process.WaitEnd(0);
+    LogWarn("standby worker {} ended", worker.process.pid);
+    return true;
+  });
+  std::vector<DeviceId> dead;
+  for (auto at = attached_.begin(); at != attached_.end();) {
+    if (at->second.process.Ended()) {
+      at->second.process.WaitEnd(0);
+      dead.push_back(at->first);
+      at = attached_.erase(at);
+    } else {
+      ++at;
+    }
+  }
+  return dead;
+}
+
+std::vector<int> InstanceManager::Pidfds() const {
+  std::vector<int> fds;
+  for (const Worker& worker : standby_) fds.push_back(worker.process.pidfd.get());
+  for (const auto& [device, worker] : attached_) fds.push_back(worker.process.pidfd.get());
+  return fds;
+}
+
+int InstanceManager::PidOf(DeviceId device) const {
+  const auto at = attached_.find(device);
+  return at == attached_.end() ? -1 : at->second.process.pid;
+}
+
+}  // namespace elasticmoe::runtime

@@ -1,0 +1,73 @@
+// The IMM: starts worker processes, keeps some in standby, attaches them to devices, and notices their death.
+// A standby worker has its program loaded, its kernels chosen and the exchange mapped, and no memory: attaching it takes
+// milliseconds. Blocking calls; not thread-safe.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <list>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "runtime/channel.h"
+#include "runtime/coordinator/hmm_client.h"
+#include "runtime/exchange.h"
+#include "runtime/process.h"
+
+namespace elasticmoe::runtime {
+
+struct InstanceOptions {
+  std::filesystem::path model;
+  std::string kernels;          // a name, not "auto"
+  int threads_per_device = 1;
+  int standby = 1;              // workers kept ahead
+  std::string log_level = "info";
+};
+
+class InstanceManager {
+ public:
+  InstanceManager(InstanceOptions options, const Exchange& exchange);
+  ~InstanceManager();  // ends all workers
+
+  void SetStandby(int count) { options_.standby = count; }
+  // Starts standby workers until there are `options.standby`. Does not wait for them.
+  Status FillStandby();
+  Status AddStandby();  // one more
+
+  // Makes a (standby or new) worker the process of `device`, on its memory. Replaces a dead one.
+  Status Attach(DeviceId device, const AttachedMemory& memory);
+  // The same worker on other memory.
+  Status Reattach(DeviceId device, const AttachedMemory& memory);
+  // All attached workers at once: each prepares the epoch.
+  Status Prepare(const std::vector<DeviceId>& devices, std::uint64_t epoch, const MemoryMap& map);
+  Status SetKvChunks(const MemoryMap& map);
+  // Returns when every live worker of `devices` is between two steps.
+  void Quiesce(const std::vector<DeviceId>& devices);
+  void Retire(DeviceId device);  // ends the worker of the device
+  void Kill(DeviceId device);    // a worker that does not answer
+
+  // Devices whose worker has ended, and dead standbys are dropped.
+  std::vector<DeviceId> TakeDead();
+  // For a watcher: descriptors that become readable when a worker ends.
+  std::vector<int> Pidfds() const;
+  int PidOf(DeviceId device) const;  // -1 if it has no worker
+  int StandbyCount() const { return static_cast<int>(standby_.size()); }
+
+ private:
+  struct Worker {
+    Process process;
+    Channel channel;
+  };
+  Expected<Worker> Spawn();
+  std::vector<int> CpusOf(DeviceId device) const;
+  Json AttachRequest(DeviceId device, const AttachedMemory& memory) const;
+
+  InstanceOptions options_;
+  const Exchange& exchange_;
+  std::vector<int> cpus_;
+  std::list<Worker> standby_;
+  std::map<DeviceId, Worker> attached_;
+};
+
+}  // namespace elasticmoe::runtime

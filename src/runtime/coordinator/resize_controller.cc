@@ -1,0 +1,168 @@
+#include "runtime/coordinator/resize_controller.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/log.h"
+
+namespace elasticmoe::runtime {
+namespace {
+
+constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
+
+TimeNs Now() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::optional<Error> ErrorOf(Status status) {
+  if (status) return std::nullopt;
+  return std::move(status.error());
+}
+
+}  // namespace
+
+ResizeController::ResizeController(ElasticEngine& engine) : engine_(engine), machine_({}, engine.PlacementNow()) {
+  engine_.SetObserver([this](const core::ResizeEvent& event) { Feed(event); });
+  thread_ = std::jthread([this](const std::stop_token& stop) { Loop(stop); });
+}
+
+ResizeController::~ResizeController() {
+  thread_.request_stop();
+  changed_.notify_all();
+  thread_.join();
+  engine_.SetObserver({});
+}
+
+void ResizeController::StepLocked(const core::ResizeEvent& event, std::vector<core::ResizeAction>& actions) {
+  machine_.Step(Now(), event, actions);
+  for (const core::ResizeAction& action : actions) {
+    if (std::holds_alternative<core::ReplyAction>(action)) continue;
+    if (const auto* ended = std::get_if<core::ReportAction>(&action)) {
+      const core::ResizeReport& report = ended->report;
+      LogInfo("resize {} {} after {:.1f} ms: {} -> {} devices{}", report.operation, core::ToString(report.state),
+              static_cast<double>(report.finished.value_or(report.started) - report.started) / 1e6, report.from.size(),
+              machine_.placement().members().size(), report.error ? "; " + report.error->message : "");
+      continue;
+    }
+    queue_.push_back(action);
+  }
+  changed_.notify_all();
+}
+
+void ResizeController::Feed(const core::ResizeEvent& event) {
+  const std::scoped_lock lock(mutex_);
+  std::vector<core::ResizeAction> actions;
+  StepLocked(event, actions);
+}
+
+Expected<core::ResizeReport> ResizeController::Submit(const core::ResizeEvent& event, const std::string& operation) {
+  const std::scoped_lock lock(mutex_);
+  std::vector<core::ResizeAction> actions;
+  StepLocked(event, actions);
+  for (const core::ResizeAction& action : actions) {
+    const auto* reply = std::get_if<core::ReplyAction>(&action);
+    if (reply == nullptr || reply->operation != operation) continue;
+    if (reply->error) return tl::unexpected<Error>(*reply->error);
+    return reply->report;
+  }
+  return Fail(ErrorCode::kInternal, "resizing: operation {} got no reply", operation);
+}
+
+Expected<core::ResizeReport> ResizeController::Start(core::ResizeCommand command) {
+  if (command.strategy != "elastic")
+    return Fail(ErrorCode::kUnimplemented, "strategy: {} is not to be had; use elastic", command.strategy);
+  if (engine_.options().domain_per_device)
+    return Fail(ErrorCode::kUnimplemented, "resizing between memory domains is not to be had yet; serve without --domain-per-device");
+  if (command.count > engine_.options().max_devices)
+    return Fail(ErrorCode::kInvalidArgument, "devices: {} is above --max-devices={}", command.count, engine_.options().max_devices);
+  const std::string operation = command.operation;
+  return Submit(core::CommandEvent{std::move(command), Facts()}, operation);
+}
+
+Expected<core::ResizeReport> ResizeController::Cancel(const std::string& operation) {
+  return Submit(core::CancelEvent{operation}, operation);
+}
+
+std::optional<core::ResizeReport> ResizeController::Find(const std::string& operation) const {
+  const std::scoped_lock lock(mutex_);
+  const core::ResizeReport* report = machine_.Find(operation);
+  return report == nullptr ? std::nullopt : std::optional(*report);
+}
+
+std::optional<core::ResizeReport> ResizeController::Running() const {
+  const std::scoped_lock lock(mutex_);
+  return machine_.Running() ? std::optional(*machine_.Last()) : std::nullopt;
+}
+
+std::optional<core::ResizeReport> ResizeController::Await(const std::string& operation, TimeNs timeout_ns) const {
+  std::unique_lock lock(mutex_);
+  const core::ResizeReport* report = nullptr;
+  changed_.wait_for(lock, std::chrono::nanoseconds(timeout_ns), [&] {
+    report = machine_.Find(operation);
+    return report == nullptr || report->finished;
+  });
+  report = machine_.Find(operation);
+  return report == nullptr ? std::nullopt : std::optional(*report);
+}
+
+std::map<DeviceId, core::DevicePhase> ResizeController::Phases() const {
+  const std::scoped_lock lock(mutex_);
+  return machine_.devices();
+}
+
+core::PlanFacts ResizeController::Facts() const {
+  const core::ModelSpec& spec = engine_.Spec();
+  const core::Placement placement = engine_.PlacementNow();
+  const compute::WeightLayout layout(spec);
+  core::PlanFacts facts;
+  facts.layers = placement.layers();
+  facts.experts = placement.experts();
+  for (int i = 0; i < engine_.options().max_devices; ++i) facts.devices.push_back({DeviceId(i), DomainId(0)});
+  facts.expert_bytes = layout.ExpertBytes();
+  facts.shared_bytes = layout.SharedBytes();
+  return facts;
+}
+
+void ResizeController::Loop(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    std::optional<core::ResizeAction> action;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, kTick, [&] { return stop.stop_requested() || !queue_.empty(); });
+      if (!queue_.empty()) {
+        action = std::move(queue_.front());
+        queue_.pop_front();
+      } else if (machine_.Running()) {
+        std::vector<core::ResizeAction> actions;
+        StepLocked(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0}, actions);
+        actions.clear();
+        StepLocked(core::TickEvent{}, actions);
+      }
+    }
+    if (action) Execute(*action);
+  }
+}
+
+void ResizeController::Execute(const core::ResizeAction& action) {
+  const auto answer = [this](core::Ticket ticket, Status status) {
+    Feed(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0});
+    Feed(core::AnswerEvent{ticket, ErrorOf(std::move(status))});
+  };
+  if (const auto* a = std::get_if<core::ProvisionDevice>(&action)) {
+    answer(a->ticket, engine_.EnsureStandby());
+  } else if (const auto* a = std::get_if<core::PrepareStage>(&action)) {
+    answer(a->ticket, engine_.PrepareStage(a->stage.placement));
+  } else if (const auto* a = std::get_if<core::CommitStage>(&action)) {
+    answer(a->ticket, engine_.Commit(a->placement));
+  } else if (const auto* a = std::get_if<core::ReleaseStage>(&action)) {
+    answer(a->ticket, {});  // inside a domain the pages of an expert stay where they are
+  } else if (const auto* a = std::get_if<core::MoveSequences>(&action)) {
+    answer(a->ticket, engine_.MoveSequences(a->leaving));
+  } else if (const auto* a = std::get_if<core::RollBack>(&action)) {
+    answer(a->ticket, {});  // an epoch that no step names is forgotten by itself
+  } else if (const auto* a = std::get_if<core::RetireDevice>(&action)) {
+    answer(a->ticket, engine_.Retire(a->device));
+  }
+}
+
+}  // namespace elasticmoe::runtime

@@ -1,0 +1,222 @@
+#include "runtime/hmm/hmm.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <list>
+#include <optional>
+#include <thread>
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "runtime/channel.h"
+#include "runtime/hmm/memory_owner.h"
+#include "runtime/process.h"
+
+namespace elasticmoe::runtime {
+namespace {
+
+struct Connection {
+  Channel channel;
+  bool coordinator = false;
+  int device = -1;
+};
+
+class Hmm {
+ public:
+  Hmm(const HmmOptions& options, Listener listener, std::unique_ptr<MemoryOwner> owner)
+      : options_(options), fingerprint_(HmmFingerprint(options)), listener_(std::move(listener)), owner_(std::move(owner)) {
+    loader_ = std::jthread([this] {
+      const auto start = std::chrono::steady_clock::now();
+      if (Status status = owner_->Load(); !status) {
+        failure_ = status.error();
+        state_.store(State::kFailed, std::memory_order_release);
+        return;
+      }
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      LogInfo("loaded {:.1f} MiB in {:.2f} s", static_cast<double>(owner_->TotalBytes()) / (1 << 20), seconds);
+      state_.store(State::kReady, std::memory_order_release);
+    });
+  }
+
+  int Serve() {
+    auto alone_since = std::chrono::steady_clock::now();
+    while (!stopping_) {
+      std::vector<pollfd> polled{{listener_.fd(), POLLIN, 0}};
+      for (const Connection& connection : connections_) polled.push_back({connection.channel.fd(), POLLIN, 0});
+      ::poll(polled.data(), polled.size(), 1000);
+      if (polled[0].revents != 0)
+        if (auto channel = listener_.Accept()) connections_.push_back(Connection{std::move(*channel)});
+      std::size_t index = 1;
+      for (auto at = connections_.begin(); at != connections_.end() && index < polled.size() && !stopping_; ++index) {
+        const bool alive = polled[index].revents == 0 || Answer(*at);
+        at = alive ? std::next(at) : connections_.erase(at);
+      }
+      const auto now = std::chrono::steady_clock::now();
+      for (const Connection& connection : connections_)
+        if (connection.coordinator) alone_since = now;
+      if (now - alone_since > std::chrono::seconds(options_.linger_seconds)) {
+        LogInfo("no coordinator for {} s: giving the memory back", options_.linger_seconds);
+        break;
+      }
+    }
+    return 0;
+  }
+
+ private:
+  enum class State { kLoading, kReady, kFailed };
+
+  // False where the connection has ended.
+  bool Answer(Connection& connection) {
+    auto message = connection.channel.Receive(0);
+    if (!message) return message.error().code == ErrorCode::kDeadlineExceeded;
+    std::vector<int> fds;
+    auto answer = Handle(connection, message->body, fds);
+    return connection.channel.Send(answer ? *answer : ErrorBody(answer.error()), fds).has_value();
+  }
+
+  Expected<Json> Handle(Connection& connection, const Json& request, std::vector<int>& fds) {
+    try {
+      const std::string op = request.at("op").get<std::string>();
+      if (op == "hello") {
+        connection.coordinator = request.at("role") == "coordinator";
+        connection.device = request.value("device", -1);
+        return Json::object();
+      }
+      if (op == "status") return StatusBody();
+      if (op == "shutdown") {
+        stopping_ = true;
+        return Json::object();
+      }
+      if (state_.load(std::memory_order_acquire) == State::kFailed) return tl::unexpected<Error>(failure_);
+      if (state_.load(std::memory_order_acquire) == State::kLoading)
+        return Fail(ErrorCode::kUnavailable, "{}: the weights are being loaded", op);
+      return Operate(op, request, fds);
+    } catch (const nlohmann::json::exception& e) {
+      return Fail(ErrorCode::kInvalidArgument, "reading a request to the hmm: {}", e.what());
+    }
+  }
+
+  Json StatusBody() const {
+    const State state = state_.load(std::memory_order_acquire);
+    Json body = {{"state", state == State::kLoading ? "loading" : state == State::kReady ? "ready" : "failed"},
+                 {"loaded_bytes", owner_->LoadedBytes()},
+                 {"total_bytes", owner_->TotalBytes()},
+                 {"fingerprint", fingerprint_},
+                 {"pid", ::getpid()}};
+    if (state == State::kFailed) body["failure"] = ErrorBody(failure_)["error"];
+    return body;
+  }
+
+  Json Described(std::vector<int>& fds) const {
+    const MemoryMap map = owner_->Describe();
+    for (const DomainMap& domain : map.domains) fds.push_back(owner_->DomainFd(domain.domain));
+    return ToJson(map);
+  }
+
+  static std::vector<ExpertId> Experts(const Json& request) {
+    std::vector<ExpertId> experts;
+    for (const Json& pair : request.at("experts")) experts.push_back({pair.at(0).get<int>(), pair.at(1).get<int>()});
+    return experts;
+  }
+
+  Expected<Json> Operate(const std::string& op, const Json& request, std::vector<int>& fds) {
+    const auto domain = [&](const char* key) { return DomainId(request.at(key).get<int>()); };
+    if (op == "describe") return Described(fds);
+    if (op == "accounts") {
+      Json attached = Json::array();
+      for (const Connection& connection : connections_)
+        if (connection.device >= 0) attached.push_back(connection.device);
+      return Json{{"domains", owner_->Accounts()}, {"attached", attached}};
+    }
+    if (op == "set_kv") {
+      EM_ASSIGN_OR_RETURN(const auto chunks, owner_->SetKvChunks(domain("domain"), DeviceId(request.at("device").get<int>()),
+                                                                 request.at("chunks").get<int>()));
+      return Json{{"kv_chunks", chunks}};
+    }
+    if (op == "open_domain") {
+      EM_RETURN_IF_ERROR(owner_->OpenDomain(domain("domain")));
+      return Described(fds);
+    }
+    if (op == "close_domain") {
+      EM_RETURN_IF_ERROR(owner_->CloseDomain(domain("domain")));
+      return Described(fds);
+    }
+    if (op == "copy_experts") {
+      EM_ASSIGN_OR_RETURN(const CopyReport report, owner_->CopyExperts(domain("from"), domain("to"), Experts(request)));
+      return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}, {"offsets", report.offsets}};
+    }
+    if (op == "drop_experts") {
+      EM_ASSIGN_OR_RETURN(const int pages, owner_->DropExperts(domain("domain"), Experts(request)));
+      return Json{{"pages", pages}};
+    }
+    if (op == "move_experts") {
+      EM_RETURN_IF_ERROR(owner_->MoveExperts(DeviceId(request.at("device").get<int>()), Experts(request)));
+      return Json::object();
+    }
+    if (op == "copy_kv") {
+      std::vector<KvPair> pairs;
+      for (const Json& p : request.at("blocks"))
+        pairs.push_back({DomainId(p.at(0).get<int>()), BlockId(p.at(1).get<int>()), DomainId(p.at(2).get<int>()),
+                         BlockId(p.at(3).get<int>())});
+      EM_ASSIGN_OR_RETURN(const CopyReport report, owner_->CopyKv(pairs));
+      return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}};
+    }
+    return Fail(ErrorCode::kInvalidArgument, "reading a request to the hmm: op={} is unknown", op);
+  }
+
+  HmmOptions options_;
+  std::string fingerprint_;
+  Listener listener_;
+  std::unique_ptr<MemoryOwner> owner_;
+  std::list<Connection> connections_;
+  std::atomic<State> state_{State::kLoading};
+  Error failure_;  // written before state_ becomes kFailed
+  bool stopping_ = false;
+  std::jthread loader_;
+};
+
+}  // namespace
+
+std::string HmmFingerprint(const HmmOptions& options) {
+  std::error_code code;
+  const auto canonical = std::filesystem::weakly_canonical(options.model, code);
+  std::uint64_t hash = HashBytes(canonical.string());
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(canonical, code))
+    if (entry.path().extension() == ".safetensors" || entry.path().filename() == "config.json") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  for (const auto& file : files) {
+    hash = HashBytes(file.string(), hash);
+    hash = HashCombine(hash, std::filesystem::file_size(file, code));
+    hash = HashCombine(hash, static_cast<std::uint64_t>(std::filesystem::last_write_time(file, code).time_since_epoch().count()));
+  }
+  for (std::uint64_t value : {std::uint64_t(options.max_devices), std::uint64_t(options.domain_per_device),
+                              std::uint64_t(options.kv_element_bytes), std::uint64_t(options.kv_memory_bytes),
+                              std::uint64_t(options.device_memory_bytes), std::uint64_t(options.pages)})
+    hash = HashCombine(hash, value);
+  return fmt::format("{:016x}", hash);
+}
+
+int RunHmm(const HmmOptions& options) {
+  ::prctl(PR_SET_NAME, "elasticmoe-hmm");
+  auto listener = Listener::Bind(options.socket);
+  if (!listener) {
+    LogError("{}", listener.error().message);
+    return 1;
+  }
+  auto owner = MemoryOwner::Create(options);
+  if (!owner) {
+    LogError("{}", owner.error().message);
+    return 1;
+  }
+  Hmm hmm(options, std::move(*listener), std::move(*owner));
+  return hmm.Serve();
+}
+
+}  // namespace elasticmoe::runtime

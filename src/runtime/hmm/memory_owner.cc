@@ -1,0 +1,347 @@
+#include "runtime/hmm/memory_owner.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "core/placement/placement.h"
+#include "runtime/hmm/loader.h"
+
+namespace elasticmoe::runtime {
+namespace {
+
+std::int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan)
+    : options_(std::move(options)),
+      checkpoint_(std::move(checkpoint)),
+      layout_(checkpoint_.spec),
+      kv_layout_(compute::KvLayout::Of(checkpoint_.spec, options_.kv_element_bytes)),
+      plan_(plan),
+      moe_layers_(MoeLayerCount(checkpoint_.spec)),
+      fingerprint_(HmmFingerprint(options_)) {
+  for (const auto& tensor : checkpoint_.tensors) total_bytes_ += tensor.bytes;
+}
+
+Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& options) {
+  EM_ASSIGN_OR_RETURN(model::Checkpoint checkpoint, model::Checkpoint::Open(options.model));
+  const compute::WeightLayout layout(checkpoint.spec);
+  core::MemoryRequest request;
+  request.shared_bytes = layout.SharedBytes();
+  request.expert_bytes = layout.ExpertBytes();
+  request.moe_layers = MoeLayerCount(checkpoint.spec);
+  request.experts = checkpoint.spec.moe.experts;
+  request.kv_block_bytes = compute::KvLayout::Of(checkpoint.spec, options.kv_element_bytes).BlockBytes();
+  request.devices = options.devices;
+  request.domain_per_device = options.domain_per_device;
+  request.kv_memory_bytes = options.kv_memory_bytes;
+  request.device_memory_bytes = options.device_memory_bytes;
+  request.available_bytes = AvailableMemory();
+  EM_ASSIGN_OR_RETURN(const core::MemoryPlan plan, core::PlanMemory(request));
+
+  std::unique_ptr<MemoryOwner> owner(new MemoryOwner(options, std::move(checkpoint), plan));
+  for (int i = 0; i < (options.domain_per_device ? options.devices : 1); ++i) {
+    EM_ASSIGN_OR_RETURN(auto domain, owner->MakeDomain(DomainId(i)));
+    EM_ASSIGN_OR_RETURN(domain->shared,
+                        domain->pool.Allocate(plan.shared_pages, core::PageTag::kShared, DeviceId(options.domain_per_device ? i : 0)));
+    owner->domains_.push_back(std::move(domain));
+  }
+  std::vector<DeviceId> members;
+  for (int i = 0; i < options.devices; ++i) members.emplace_back(i);
+  const core::Placement placement = core::EvenPlacement(Epoch(0), members, owner->moe_layers_, request.experts);
+  for (int layer = 0; layer < owner->moe_layers_; ++layer) {
+    for (int expert = 0; expert < request.experts; ++expert) {
+      const DeviceId device = placement.Owners(layer, expert).front();
+      Domain& domain = *owner->domains_[options.domain_per_device ? device.value : 0];
+      EM_ASSIGN_OR_RETURN(domain.experts[owner->IndexOf({layer, expert})],
+                          domain.pool.Allocate(plan.pages_per_expert, core::PageTag::kExpert, device));
+    }
+  }
+  for (int device = 0; device < options.devices; ++device)
+    EM_RETURN_IF_ERROR(owner->SetKvChunks(DomainId(options.domain_per_device ? device : 0), DeviceId(device),
+                                          static_cast<int>(plan.kv_chunks_per_device)));
+  return owner;
+}
+
+Expected<std::unique_ptr<MemoryOwner::Domain>> MemoryOwner::MakeDomain(DomainId id) {
+  // Addresses for the largest size that this domain can come to; memory is taken page by page.
+  const std::uint64_t experts = std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts * plan_.pages_per_expert;
+  const std::uint64_t kv = std::uint64_t(plan_.kv_chunks_per_device) * plan_.kv_chunk_pages *
+                           (options_.domain_per_device ? 1 : options_.max_devices);
+  const std::uint64_t pages = plan_.shared_pages + experts + kv;
+  if (pages > UINT32_MAX) return Fail(ErrorCode::kResourceExhausted, "making a domain: pages={} (limit={})", pages, UINT32_MAX);
+  auto domain = std::make_unique<Domain>();
+  domain->id = id;
+  domain->pool = core::PagePool(static_cast<std::uint32_t>(pages));
+  domain->experts.resize(std::size_t(moe_layers_) * checkpoint_.spec.moe.experts);
+  EM_ASSIGN_OR_RETURN(domain->memory,
+                      CreateMemory(fmt::format("elasticmoe-domain-{}", id), pages * plan_.page_bytes, options_.pages));
+  EM_ASSIGN_OR_RETURN(domain->mapping, Map(domain->memory.get(), 0, pages * plan_.page_bytes, true));
+  return domain;
+}
+
+std::byte* MemoryOwner::At(const Domain& domain, core::PageRun run) const { return domain.mapping.data() + OffsetOf(run); }
+
+MemoryOwner::Domain* MemoryOwner::FindDomain(DomainId id) const {
+  for (const auto& domain : domains_)
+    if (domain->id == id) return domain.get();
+  return nullptr;
+}
+
+Status MemoryOwner::Load() {
+  // Shared weights and experts of a new pool are one run from its start: backed in one go, in huge pages.
+  std::uint64_t weight_bytes = 0;
+  double huge_bytes = 0;
+  for (const auto& domain : domains_) {
+    std::uint32_t end = domain->shared.first + domain->shared.count;
+    for (const core::PageRun run : domain->experts) end = std::max(end, run.first + run.count);
+    const std::size_t bytes = std::size_t(end) * plan_.page_bytes;
+    EM_ASSIGN_OR_RETURN(const double share, Populate(domain->mapping.data(), bytes, options_.pages));
+    weight_bytes += bytes;
+    huge_bytes += share * static_cast<double>(bytes);
+  }
+  huge_share_ = weight_bytes == 0 ? 0 : huge_bytes / static_cast<double>(weight_bytes);
+  if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
+    LogWarn("{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
+            "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
+            huge_share_ * 100);
+
+  LoadTarget target;
+  target.shared = At(*domains_.front(), domains_.front()->shared);
+  target.expert = [this](int layer, int expert) {
+    for (const auto& domain : domains_)
+      if (const core::PageRun run = domain->experts[IndexOf({layer, expert})]; run.count > 0) return At(*domain, run);
+    EM_CHECK(false, "layer={} expert={} has no pages", layer, expert);
+  };
+  EM_RETURN_IF_ERROR(LoadWeights(checkpoint_, layout_, target, options_.load_threads, loaded_bytes_));
+  domains_.front()->has_shared = true;
+  for (std::size_t i = 1; i < domains_.size(); ++i) {
+    std::memcpy(At(*domains_[i], domains_[i]->shared), target.shared, layout_.SharedBytes());
+    domains_[i]->has_shared = true;
+  }
+  for (const auto& domain : domains_)
+    for (const core::PageRun run : domain->kv_chunks)
+      EM_RETURN_IF_ERROR(Populate(At(*domain, run), std::size_t(run.count) * plan_.page_bytes, options_.pages));
+  return {};
+}
+
+MemoryMap MemoryOwner::Describe() const {
+  MemoryMap map;
+  map.fingerprint = fingerprint_;
+  map.page_bytes = plan_.page_bytes;
+  map.pages_per_expert = plan_.pages_per_expert;
+  map.blocks_per_chunk = plan_.blocks_per_chunk;
+  map.kv_element_bytes = options_.kv_element_bytes;
+  map.domain_per_device = options_.domain_per_device;
+  map.huge_share = huge_share_;
+  for (const auto& domain : domains_) {
+    DomainMap entry;
+    entry.domain = domain->id;
+    entry.bytes = domain->mapping.size();
+    entry.shared_offset = OffsetOf(domain->shared);
+    for (const core::PageRun run : domain->experts)
+      entry.expert_offsets.push_back(run.count > 0 ? static_cast<std::int64_t>(OffsetOf(run)) : -1);
+    for (const core::PageRun run : domain->kv_chunks) entry.kv_chunks.push_back(OffsetOf(run));
+    map.domains.push_back(std::move(entry));
+  }
+  return map;
+}
+
+int MemoryOwner::DomainFd(DomainId id) const {
+  const Domain* domain = FindDomain(id);
+  return domain == nullptr ? -1 : domain->memory.get();
+}
+
+Json MemoryOwner::Accounts() const {
+  Json domains = Json::array();
+  for (const auto& domain : domains_) {
+    const core::PagePool& pool = domain->pool;
+    domains.push_back({{"domain", domain->id.value},
+                       {"page_bytes", plan_.page_bytes},
+                       {"pages", pool.Pages()},
+                       {"free_pages", pool.FreePages()},
+                       {"shared_pages", pool.UsedBy(core::PageTag::kShared)},
+                       {"expert_pages", pool.UsedBy(core::PageTag::kExpert)},
+                       {"kv_pages", pool.UsedBy(core::PageTag::kKv)},
+                       {"kv_chunks", domain->kv_chunks.size()}});
+  }
+  return domains;
+}
+
+Status MemoryOwner::Release(Domain& domain, core::PageRun run) {
+  // Freed memory goes back to the machine where whole pages of the kernel allow it.
+  EM_RETURN_IF_ERROR(Discard(domain.memory.get(), OffsetOf(run), std::size_t(run.count) * plan_.page_bytes));
+  domain.pool.Free(run);
+  return {};
+}
+
+Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, DeviceId device, int chunks) {
+  Domain* domain = FindDomain(id);
+  if (domain == nullptr) return Fail(ErrorCode::kNotFound, "sizing KV: domain={} does not exist", id);
+  if (chunks < 0) return Fail(ErrorCode::kInvalidArgument, "sizing KV: chunks={} is negative", chunks);
+  const auto owned = static_cast<int>(std::count(domain->kv_accounts.begin(), domain->kv_accounts.end(), device));
+  std::vector<core::PageRun> added;
+  for (int i = owned; i < chunks; ++i) {
+    auto run = domain->pool.Allocate(plan_.kv_chunk_pages, core::PageTag::kKv, device);
+    if (!run) {
+      for (const core::PageRun taken : added) domain->pool.Free(taken);
+      return tl::unexpected<Error>(std::move(run.error()));
+    }
+    added.push_back(*run);
+  }
+  for (const core::PageRun run : added) {
+    domain->kv_chunks.push_back(run);
+    domain->kv_accounts.push_back(device);
+  }
+  // Chunks leave from the end of the table, whoever they were charged to: the others' ids must not change.
+  for (int i = owned; i > chunks; --i) {
+    const auto last_owned = std::find(domain->kv_accounts.rbegin(), domain->kv_accounts.rend(), device);
+    const DeviceId last = domain->kv_accounts.back();
+    EM_RETURN_IF_ERROR(Release(*domain, domain->kv_chunks.back()));
+    *last_owned = last;
+    domain->kv_chunks.pop_back();
+    domain->kv_accounts.pop_back();
+  }
+  std::vector<std::uint64_t> offsets;
+  for (const core::PageRun run : domain->kv_chunks) offsets.push_back(OffsetOf(run));
+  return offsets;
+}
+
+Status MemoryOwner::OpenDomain(DomainId id) {
+  if (!options_.domain_per_device) return Fail(ErrorCode::kFailedPrecondition, "opening a domain: all devices share one");
+  if (FindDomain(id) != nullptr) return Fail(ErrorCode::kAlreadyExists, "opening domain={}: it is open", id);
+  const auto source = std::find_if(domains_.begin(), domains_.end(), [](const auto& domain) { return domain->has_shared; });
+  if (source == domains_.end()) return Fail(ErrorCode::kFailedPrecondition, "opening domain={}: no domain holds the weights", id);
+  EM_ASSIGN_OR_RETURN(auto domain, MakeDomain(id));
+  EM_ASSIGN_OR_RETURN(domain->shared, domain->pool.Allocate(plan_.shared_pages, core::PageTag::kShared, DeviceId(id.value)));
+  EM_RETURN_IF_ERROR(Populate(At(*domain, domain->shared), layout_.SharedBytes(), options_.pages));
+  std::memcpy(At(*domain, domain->shared), At(**source, (*source)->shared), layout_.SharedBytes());
+  domain->has_shared = true;
+  domains_.push_back(std::move(domain));
+  return {};
+}
+
+Status MemoryOwner::CloseDomain(DomainId id) {
+  const auto at = std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) { return domain->id == id; });
+  if (at == domains_.end()) return Fail(ErrorCode::kNotFound, "closing domain={}: it does not exist", id);
+  for (std::size_t i = 0; i < (*at)->experts.size(); ++i) {
+    if ((*at)->experts[i].count == 0) continue;
+    const bool elsewhere = std::any_of(domains_.begin(), domains_.end(), [&](const auto& domain) {
+      return domain->id != id && domain->experts[i].count > 0;
+    });
+    if (!elsewhere)
+      return Fail(ErrorCode::kFailedPrecondition, "closing domain={}: layer={} expert={} is nowhere else; move it first", id,
+                  i / checkpoint_.spec.moe.experts, i % checkpoint_.spec.moe.experts);
+  }
+  domains_.erase(at);
+  return {};
+}
+
+Status MemoryOwner::CheckExperts(std::span<const ExpertId> experts) const {
+  for (const ExpertId id : experts)
+    if (id.layer < 0 || id.layer >= moe_layers_ || id.expert < 0 || id.expert >= checkpoint_.spec.moe.experts)
+      return Fail(ErrorCode::kInvalidArgument, "naming an expert: layer={} expert={} (limits={}, {})", id.layer, id.expert,
+                  moe_layers_, checkpoint_.spec.moe.experts);
+  return {};
+}
+
+Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts) {
+  EM_RETURN_IF_ERROR(CheckExperts(experts));
+  Domain* source = FindDomain(from);
+  Domain* target = FindDomain(to);
+  if (source == nullptr || target == nullptr || source == target)
+    return Fail(ErrorCode::kNotFound, "copying experts: from={} to={} are no two open domains", from, to);
+  for (const ExpertId id : experts)
+    if (source->experts[IndexOf(id)].count == 0)
+      return Fail(ErrorCode::kNotFound, "copying experts: layer={} expert={} is not in domain={}", id.layer, id.expert, from);
+  CopyReport report;
+  std::vector<std::pair<ExpertId, core::PageRun>> taken;
+  const auto undo = [&] {
+    for (const auto& [id, run] : taken) target->pool.Free(run);
+  };
+  for (const ExpertId id : experts) {
+    if (target->experts[IndexOf(id)].count > 0) continue;  // there already: the answer is the same
+    auto run = target->pool.Allocate(plan_.pages_per_expert, core::PageTag::kExpert, DeviceId(to.value));
+    if (!run) {
+      undo();
+      return tl::unexpected<Error>(std::move(run.error()));
+    }
+    taken.emplace_back(id, *run);
+  }
+  const std::int64_t start = NowNs();
+  for (const auto& [id, run] : taken) {
+    if (auto backed = Populate(At(*target, run), layout_.ExpertBytes(), options_.pages); !backed) {
+      undo();
+      return tl::unexpected<Error>(std::move(backed.error()));
+    }
+    std::memcpy(At(*target, run), At(*source, source->experts[IndexOf(id)]), layout_.ExpertBytes());
+    report.bytes += layout_.ExpertBytes();
+  }
+  report.duration_ns = NowNs() - start;
+  for (const auto& [id, run] : taken) target->experts[IndexOf(id)] = run;
+  for (const ExpertId id : experts) report.offsets.push_back(static_cast<std::int64_t>(OffsetOf(target->experts[IndexOf(id)])));
+  return report;
+}
+
+Expected<int> MemoryOwner::DropExperts(DomainId id, std::span<const ExpertId> experts) {
+  EM_RETURN_IF_ERROR(CheckExperts(experts));
+  Domain* domain = FindDomain(id);
+  if (domain == nullptr) return Fail(ErrorCode::kNotFound, "dropping experts: domain={} does not exist", id);
+  for (const ExpertId expert : experts) {
+    const bool elsewhere = std::any_of(domains_.begin(), domains_.end(), [&](const auto& other) {
+      return other.get() != domain && other->experts[IndexOf(expert)].count > 0;
+    });
+    if (domain->experts[IndexOf(expert)].count > 0 && !elsewhere)
+      return Fail(ErrorCode::kFailedPrecondition, "dropping experts: layer={} expert={} is nowhere else", expert.layer,
+                  expert.expert);
+  }
+  int pages = 0;
+  for (const ExpertId expert : experts) {
+    core::PageRun& run = domain->experts[IndexOf(expert)];
+    if (run.count == 0) continue;
+    pages += static_cast<int>(run.count);
+    EM_RETURN_IF_ERROR(Release(*domain, run));
+    run = core::PageRun{};
+  }
+  return pages;
+}
+
+Status MemoryOwner::MoveExperts(DeviceId device, std::span<const ExpertId> experts) {
+  EM_RETURN_IF_ERROR(CheckExperts(experts));
+  if (options_.domain_per_device) return Fail(ErrorCode::kFailedPrecondition, "moving experts: domains are apart; copy them");
+  for (const ExpertId id : experts)
+    EM_RETURN_IF_ERROR(domains_.front()->pool.Reaccount(domains_.front()->experts[IndexOf(id)], device));
+  return {};
+}
+
+Expected<CopyReport> MemoryOwner::CopyKv(std::span<const KvPair> pairs) {
+  const auto address = [&](DomainId id, BlockId block) -> std::byte* {
+    const Domain* domain = FindDomain(id);
+    if (domain == nullptr || block.value < 0) return nullptr;
+    const auto chunk = static_cast<std::uint32_t>(block.value) / plan_.blocks_per_chunk;
+    if (chunk >= domain->kv_chunks.size()) return nullptr;
+    return At(*domain, domain->kv_chunks[chunk]) +
+           (static_cast<std::uint32_t>(block.value) % plan_.blocks_per_chunk) * kv_layout_.BlockBytes();
+  };
+  for (const KvPair& pair : pairs)
+    if (address(pair.from_domain, pair.from) == nullptr || address(pair.to_domain, pair.to) == nullptr)
+      return Fail(ErrorCode::kNotFound, "copying KV: block {} of domain {} or block {} of domain {} does not exist", pair.from,
+                  pair.from_domain, pair.to, pair.to_domain);
+  CopyReport report;
+  const std::int64_t start = NowNs();
+  for (const KvPair& pair : pairs) {
+    std::memcpy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from), kv_layout_.BlockBytes());
+    report.bytes += kv_layout_.BlockBytes();
+  }
+  report.duration_ns = NowNs() - start;
+  return report;
+}
+
+}  // namespace elasticmoe::runtime

@@ -1,0 +1,99 @@
+// The HMM's memory itself: domains, page pools, weight blobs, KV chunks, and the operations on them. No
+// sockets here. Not thread-safe, but for `loaded_bytes`.
+//
+// Invariants: a page has one owner; every offset given out lies in pages of the pool; memory of freed pages goes
+// back to the machine.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "compute/kv.h"
+#include "compute/layout.h"
+#include "core/memory/budget.h"
+#include "core/memory/page_pool.h"
+#include "model/checkpoint.h"
+#include "runtime/hmm/hmm.h"
+#include "runtime/hmm/memory_map.h"
+
+namespace elasticmoe::runtime {
+
+struct ExpertId {
+  int layer = 0;  // MoE layer
+  int expert = 0;
+};
+
+struct CopyReport {
+  std::uint64_t bytes = 0;
+  std::int64_t duration_ns = 0;
+  std::vector<std::int64_t> offsets;  // new offset of each expert
+};
+
+struct KvPair {
+  DomainId from_domain;
+  BlockId from;
+  DomainId to_domain;
+  BlockId to;
+};
+
+class MemoryOwner {
+ public:
+  // Makes the pools and maps them. Reads headers, no weights. Refuses what cannot fit.
+  static Expected<std::unique_ptr<MemoryOwner>> Create(const HmmOptions& options);
+
+  // Loads all weights by the first placement (core::EvenPlacement over devices 0..n-1). Blocking.
+  Status Load();
+  std::uint64_t LoadedBytes() const { return loaded_bytes_.load(std::memory_order_relaxed); }
+  std::uint64_t TotalBytes() const { return total_bytes_; }
+
+  MemoryMap Describe() const;
+  int DomainFd(DomainId domain) const;  // -1 if there is no such domain
+  Json Accounts() const;
+
+  // All of them: on error nothing has changed.
+  Expected<std::vector<std::uint64_t>> SetKvChunks(DomainId domain, DeviceId device, int chunks);
+  Status OpenDomain(DomainId domain);   // with a copy of the shared weights from a domain that has them
+  Status CloseDomain(DomainId domain);
+  Expected<CopyReport> CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts);
+  Expected<int> DropExperts(DomainId domain, std::span<const ExpertId> experts);
+  Status MoveExperts(DeviceId device, std::span<const ExpertId> experts);
+  Expected<CopyReport> CopyKv(std::span<const KvPair> pairs);
+
+ private:
+  struct Domain {
+    DomainId id;
+    Fd memory;
+    Mapping mapping;
+    core::PagePool pool{0};
+    core::PageRun shared;
+    std::vector<core::PageRun> experts;          // count 0 = not here
+    std::vector<core::PageRun> kv_chunks;
+    std::vector<DeviceId> kv_accounts;           // who each chunk is charged to
+    bool has_shared = false;
+  };
+
+  MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan);
+  Expected<std::unique_ptr<Domain>> MakeDomain(DomainId id);
+  Domain* FindDomain(DomainId id) const;
+  std::byte* At(const Domain& domain, core::PageRun run) const;
+  std::uint64_t OffsetOf(core::PageRun run) const { return std::uint64_t(run.first) * plan_.page_bytes; }
+  std::size_t IndexOf(ExpertId id) const { return std::size_t(id.layer) * checkpoint_.spec.moe.experts + id.expert; }
+  Status CheckExperts(std::span<const ExpertId> experts) const;
+  Status Release(Domain& domain, core::PageRun run);
+
+  HmmOptions options_;
+  model::Checkpoint checkpoint_;
+  compute::WeightLayout layout_;
+  compute::KvLayout kv_layout_;
+  core::MemoryPlan plan_;
+  int moe_layers_ = 0;
+  std::string fingerprint_;
+  double huge_share_ = 0.0;
+  std::uint64_t total_bytes_ = 0;
+  std::atomic<std::uint64_t> loaded_bytes_{0};
+  std::vector<std::unique_ptr<Domain>> domains_;
+};
+
+}  // namespace elasticmoe::runtime

@@ -1,0 +1,158 @@
+#include "runtime/vmm.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include "base/check.h"
+
+// Linux 5.14 and 6.1; Debian 12's C library headers may lack them.
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+
+namespace elasticmoe::runtime {
+namespace {
+
+std::size_t RoundUp(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
+
+std::string FirstLine(const char* path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+std::size_t Meminfo(const std::string& key) {
+  std::ifstream file("/proc/meminfo");
+  std::string word;
+  while (file >> word) {
+    std::size_t kilobytes = 0;
+    if (word == key && file >> kilobytes) return kilobytes << 10;
+  }
+  return 0;
+}
+
+// Bytes of the range that are mapped by 2 MiB entries, from smaps.
+std::size_t HugeMapped(const std::byte* data) {
+  std::ifstream smaps("/proc/self/smaps");
+  std::string line;
+  bool inside = false;
+  while (std::getline(smaps, line)) {
+    unsigned long begin = 0, end = 0;
+    if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2)
+      inside = begin <= reinterpret_cast<std::uintptr_t>(data) && reinterpret_cast<std::uintptr_t>(data) < end;
+    unsigned long kilobytes = 0;
+    if (inside && std::sscanf(line.c_str(), "ShmemPmdMapped: %lu", &kilobytes) == 1) return kilobytes << 10;
+    if (inside && std::sscanf(line.c_str(), "Private_Hugetlb: %lu", &kilobytes) == 1 && kilobytes > 0) return kilobytes << 10;
+  }
+  return 0;
+}
+
+}  // namespace
+
+std::string_view ToString(PageKind kind) {
+  switch (kind) {
+    case PageKind::kSmall: return "4 KiB";
+    case PageKind::kTransparentHuge: return "2 MiB transparent";
+    case PageKind::kHugetlb: return "2 MiB hugetlb";
+  }
+  return "unknown";
+}
+
+Mapping::Mapping(Mapping&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Mapping::~Mapping() {
+  if (data_ != nullptr) ::munmap(data_, bytes_);
+}
+
+Expected<Fd> CreateMemory(const std::string& name, std::size_t bytes, PageKind kind) {
+  unsigned flags = MFD_CLOEXEC;
+  if (kind == PageKind::kHugetlb) flags |= MFD_HUGETLB;
+  Fd fd(::memfd_create(name.c_str(), flags));
+  if (!fd)
+    return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: memfd_create: {}{}", name, std::strerror(errno),
+                errno == EMFILE ? "; raise ulimit -n" : "");
+  if (::ftruncate(fd.get(), static_cast<off_t>(RoundUp(bytes, kHugePage))) != 0)
+    return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: {} bytes: {}", name, bytes, std::strerror(errno));
+  return fd;
+}
+
+Expected<Mapping> Reserve(std::size_t bytes) {
+  const std::size_t wanted = RoundUp(bytes, kHugePage);
+  void* raw = ::mmap(nullptr, wanted + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (raw == MAP_FAILED)
+    return Fail(ErrorCode::kResourceExhausted, "reserving {} bytes of addresses: {}; see ulimit -v", bytes, std::strerror(errno));
+  auto* begin = static_cast<std::byte*>(raw);
+  const std::size_t skip = RoundUp(reinterpret_cast<std::uintptr_t>(begin), kHugePage) - reinterpret_cast<std::uintptr_t>(begin);
+  if (skip > 0) ::munmap(begin, skip);
+  ::munmap(begin + skip + wanted, kHugePage - skip);
+  return Mapping(begin + skip, wanted);
+}
+
+Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes, bool writable) {
+  EM_CHECK(at + bytes <= range.size());
+  void* result = ::mmap(range.data() + at, bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_FIXED, fd,
+                        static_cast<off_t>(offset));
+  if (result == MAP_FAILED)
+    return Fail(ErrorCode::kResourceExhausted, "mapping {} bytes of shared memory: {}{}", bytes, std::strerror(errno),
+                errno == ENOMEM ? "; see sysctl vm.max_map_count" : "");
+  return {};
+}
+
+Expected<Mapping> Map(int fd, std::size_t offset, std::size_t bytes, bool writable) {
+  const std::size_t lead = offset % kHugePage;  // keeps address = offset (mod 2 MiB)
+  EM_ASSIGN_OR_RETURN(Mapping range, Reserve(lead + bytes));
+  EM_CHECK(lead == 0, "offset={} is no multiple of 2 MiB", offset);
+  EM_RETURN_IF_ERROR(MapInto(range, 0, fd, offset, bytes, writable));
+  return range;
+}
+
+Expected<double> Populate(std::byte* data, std::size_t bytes, PageKind kind) {
+  if (bytes == 0) return 1.0;
+  if (kind == PageKind::kTransparentHuge) ::madvise(data, bytes, MADV_HUGEPAGE);
+  if (::madvise(data, bytes, MADV_POPULATE_WRITE) != 0)
+    return Fail(ErrorCode::kResourceExhausted, "backing {} bytes with memory: {}; free memory or lower the budgets", bytes,
+                std::strerror(errno));
+  if (kind == PageKind::kTransparentHuge && HugeMapped(data) < bytes / 2)
+    ::madvise(data, bytes / kHugePage * kHugePage, MADV_COLLAPSE);  // needs no system setting; may fail: then 4 KiB pages stay
+  return std::min(1.0, static_cast<double>(HugeMapped(data)) / static_cast<double>(bytes));
+}
+
+void Prefault(std::byte* data, std::size_t bytes) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(data) / 4096 * 4096;
+  const auto end = RoundUp(reinterpret_cast<std::uintptr_t>(data) + bytes, 4096);
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
+}
+
+Status Discard(int fd, std::size_t offset, std::size_t bytes) {
+  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0)
+    return Fail(ErrorCode::kInternal, "giving {} bytes back: {}", bytes, std::strerror(errno));
+  return {};
+}
+
+PageKind BestPageKind() {
+  const std::string setting = FirstLine("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+  if (setting.find("[deny]") != setting.npos || setting.empty()) return PageKind::kSmall;
+  return PageKind::kTransparentHuge;  // by advice or, with [never], by collapse
+}
+
+std::size_t AvailableMemory() { return Meminfo("MemAvailable:"); }
+std::size_t TotalMemory() { return Meminfo("MemTotal:"); }
+
+}  // namespace elasticmoe::runtime

@@ -1,0 +1,85 @@
+// The work of one device: its part of each step, on memory that belongs to others. The same code runs as a
+// worker process and, in tests and embeddings, as a thread of the engine's process.
+// Not thread-safe; RunStep blocks until the step is done everywhere or given up.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/ids.h"
+#include "compute/forward.h"
+#include "core/spec.h"
+#include "runtime/exchange.h"
+#include "runtime/hmm/memory_map.h"
+
+namespace elasticmoe::runtime {
+
+// Memory of one domain as this process sees it.
+struct AttachedDomain {
+  DomainId domain;
+  Mapping mapping;
+};
+
+class Device {
+ public:
+  Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels, std::vector<int> cpus, Exchange& exchange);
+
+  // Maps the domain's memory. Takes milliseconds: no byte is copied.
+  Status Attach(const MemoryMap& map, int domain_fd);
+
+  // Makes this device able to run steps of `epoch`: finds the experts that it owns there and prepares their
+  // page tables. The epochs before it stay runnable (kPlacementRing of them).
+  Status Prepare(const MemoryMap& map, std::uint64_t epoch);
+
+  // The KV chunks changed (a resize of the pool).
+  void SetKvChunks(const std::vector<std::uint64_t>& offsets);
+
+  // Runs step `step` of the exchange. False if it was given up (aborted) on the way.
+  bool RunStep(std::uint32_t step);
+
+  DeviceId id() const { return id_; }
+
+ private:
+  struct EpochExperts {
+    std::uint64_t epoch = 0;
+    bool valid = false;
+    int owned = 0;
+    std::vector<compute::MlpWeights> weights;  // [layer * experts + expert]; data null where not owned
+  };
+
+  bool GivenUp(std::uint32_t step) const;
+  void ServeExperts(int ring, std::uint32_t step, int layer, const EpochExperts& experts);
+  bool AwaitDispatched(std::uint32_t step, std::uint32_t tag);
+  bool AwaitReturned(std::uint32_t step, std::uint32_t tag);
+  void Finish(std::uint32_t step);
+  void SampleRows();
+
+  DeviceId id_;
+  const core::ModelSpec& spec_;
+  const compute::Kernels& kernels_;
+  Exchange& exchange_;
+  compute::WeightLayout layout_;
+  compute::ThreadPool threads_;
+  compute::Forward forward_;
+  std::vector<int> moe_index_;
+
+  Mapping domain_;
+  compute::SharedWeights shared_;
+  std::vector<std::byte*> chunks_;
+  compute::KvCache kv_;
+  std::array<EpochExperts, kPlacementRing> epochs_;
+
+  // Scratch of a step, reused.
+  std::vector<TokenId> tokens_;
+  std::vector<compute::Chunk> chunks_of_step_;
+  std::vector<float> mix_;
+  std::vector<std::byte> scratch_;
+  std::vector<std::vector<compute::ExpertRow>> rows_by_expert_;
+  std::vector<compute::ExpertBatch> batches_;
+  std::vector<float> logits_;
+  std::int64_t wait_ns_ = 0;
+};
+
+}  // namespace elasticmoe::runtime

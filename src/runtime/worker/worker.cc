@@ -1,0 +1,152 @@
+#include "runtime/worker/worker.h"
+
+#include <poll.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "base/log.h"
+#include "model/checkpoint.h"
+#include "runtime/channel.h"
+#include "runtime/worker/device.h"
+
+namespace elasticmoe::runtime {
+namespace {
+
+std::int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+constexpr std::int64_t kIdleSleepNs = 500'000'000;  // an idle worker wakes twice a second
+
+// Two threads: the step thread (which the Device lives on) and the control thread. Control work that touches
+// the Device runs on the step thread between steps, as a task.
+class Worker {
+ public:
+  Worker(core::ModelSpec spec, const compute::Kernels& kernels, Channel control, Exchange exchange)
+      : spec_(std::move(spec)), kernels_(kernels), control_(std::move(control)), exchange_(std::move(exchange)) {}
+
+  int Run() {
+    std::jthread steps([this](std::stop_token stop) { StepLoop(stop); });
+    for (;;) {
+      auto message = control_.Receive();
+      if (!message) break;
+      Expected<Json> answer = Fail(ErrorCode::kInternal, "no answer");
+      Execute([&] { answer = Handle(*message); });
+      if (device_) ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
+      if (!control_.Send(answer ? *answer : ErrorBody(answer.error()))) break;
+    }
+    // The coordinator is gone: nobody waits for the step that may be running.
+    ::_exit(0);
+  }
+
+ private:
+  // Runs `task` on the step thread, between two steps.
+  void Execute(const std::function<void()>& task) {
+    std::unique_lock lock(mutex_);
+    task_ = &task;
+    has_task_.store(true, std::memory_order_release);
+    // The step thread may be about to sleep: woken again until it has seen the task.
+    do exchange_.header().step.WakeAll();
+    while (!done_.wait_for(lock, std::chrono::milliseconds(1), [&] { return task_ == nullptr; }));
+  }
+
+  void RunTask() {
+    const std::scoped_lock lock(mutex_);
+    if (task_ == nullptr) return;
+    (*task_)();
+    task_ = nullptr;
+    has_task_.store(false, std::memory_order_release);
+    done_.notify_one();
+  }
+
+  void StepLoop(const std::stop_token& stop) {
+    ExchangeHeader& header = exchange_.header();
+    seen_ = header.step.value.load(std::memory_order_acquire);
+    while (!stop.stop_requested()) {
+      const bool woken = WaitFor(
+          header.step, {device_ ? header.spin : 0}, [&](std::uint32_t value) { return value != seen_; },
+          [&] { return has_task_.load(std::memory_order_acquire); }, kIdleSleepNs);
+      if (has_task_.load(std::memory_order_acquire)) {
+        RunTask();
+        continue;
+      }
+      if (!woken) continue;
+      seen_ = header.step.value.load(std::memory_order_acquire);
+      if (!device_) continue;
+      bool member = false;
+      for (int rank = 0; rank < header.member_count; ++rank) member |= header.members[rank] == device_->id().value;
+      if (member) device_->RunStep(seen_);
+    }
+  }
+
+  Expected<Json> Handle(Message& message) {
+    try {
+      const Json& request = message.body;
+      const std::string op = request.at("op").get<std::string>();
+      const std::int64_t start = NowNs();
+      if (op == "ping") return Json{{"pid", ::getpid()}};
+      if (op == "attach") {
+        EM_ASSIGN_OR_RETURN(const MemoryMap map, MemoryMapFromJson(request.at("memory")));
+        if (message.fds.size() != 1) return Fail(ErrorCode::kInvalidArgument, "attaching: descriptors={}", message.fds.size());
+        const DeviceId id(request.at("device").get<int>());
+        if (!device_ || device_->id() != id)
+          device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), exchange_);
+        EM_RETURN_IF_ERROR(device_->Attach(map, message.fds[0].get()));
+        seen_ = exchange_.header().step.value.load(std::memory_order_acquire);  // steps announced before are not for it
+        return Json{{"ns", NowNs() - start}};
+      }
+      if (!device_) return Fail(ErrorCode::kFailedPrecondition, "{}: this worker is not attached", op);
+      if (op == "prepare") {
+        EM_ASSIGN_OR_RETURN(const MemoryMap map, MemoryMapFromJson(request.at("memory")));
+        EM_RETURN_IF_ERROR(device_->Prepare(map, request.at("epoch").get<std::uint64_t>()));
+        return Json{{"ns", NowNs() - start}};
+      }
+      if (op == "set_kv") {
+        device_->SetKvChunks(request.at("kv_chunks").get<std::vector<std::uint64_t>>());
+        return Json::object();
+      }
+      return Fail(ErrorCode::kInvalidArgument, "reading a request to a worker: op={} is unknown", op);
+    } catch (const nlohmann::json::exception& e) {
+      return Fail(ErrorCode::kInvalidArgument, "reading a request to a worker: {}", e.what());
+    }
+  }
+
+  core::ModelSpec spec_;
+  const compute::Kernels& kernels_;
+  Channel control_;
+  Exchange exchange_;
+  std::optional<Device> device_;
+  std::uint32_t seen_ = 0;  // last step looked at
+
+  std::mutex mutex_;
+  std::condition_variable done_;
+  const std::function<void()>* task_ = nullptr;
+  std::atomic<bool> has_task_{false};
+};
+
+}  // namespace
+
+int RunWorker(const WorkerOptions& options) {
+  ::prctl(PR_SET_NAME, "elasticmoe-w");
+  const auto fail = [](const Error& error) {
+    LogError("{}", error.message);
+    return 1;
+  };
+  auto checkpoint = model::Checkpoint::Open(options.model);
+  if (!checkpoint) return fail(checkpoint.error());
+  auto kernels = compute::FindKernels(options.kernels);
+  if (!kernels) return fail(kernels.error());
+  auto exchange = Exchange::Attach(options.exchange_fd);
+  if (!exchange) return fail(exchange.error());
+  Worker worker(std::move(checkpoint->spec), **kernels, Channel(Fd(options.control_fd)), std::move(*exchange));
+  return worker.Run();
+}
+
+}  // namespace elasticmoe::runtime

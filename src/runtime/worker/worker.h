@@ -1,0 +1,29 @@
+// A worker process: one device's shell. It is told over a control channel what to attach to, and runs the
+// steps that the exchange announces. It owns nothing that would be missed.
+//
+//   standby ──attach──► attached ──prepare──► runs steps ◄─► sleeps on the step word
+//
+// Control messages (coordinator → worker, each answered in order):
+//   {"op":"attach","device":d,"cpus":[...]}  + MemoryMap and its domain's descriptor   -> {"ns":...}
+//   {"op":"prepare","epoch":e}               + MemoryMap                               -> {"ns":...}
+//   {"op":"set_kv","kv_chunks":[...]}                                                  -> {}
+//   {"op":"ping"}                                                                      -> {"pid":...}
+// The channel's end is the worker's end.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+namespace elasticmoe::runtime {
+
+struct WorkerOptions {
+  std::filesystem::path model;  // config.json is read, no weights
+  std::string kernels;          // name of the table, the same in all workers of an instance
+  int control_fd = -1;
+  int exchange_fd = -1;
+};
+
+// Runs until the control channel ends; returns the process's exit code.
+int RunWorker(const WorkerOptions& options);
+
+}  // namespace elasticmoe::runtime

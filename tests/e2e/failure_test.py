@@ -1,0 +1,105 @@
+"""kill -9 of anything: the requests go on with the same tokens, and nothing is left behind."""
+import os
+import pathlib
+import signal
+import threading
+import time
+import unittest
+
+from server import Server, free_port
+
+PROMPTS = [f"In the beginning of year {i}, the" for i in range(12)]
+
+
+def shared_memory_left():
+    return sorted(p.name for p in pathlib.Path("/dev/shm").iterdir() if "elasticmoe" in p.name)
+
+
+def gone(pid, seconds=20):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+class Failures(unittest.TestCase):
+    tokens = 300
+
+    def under_load(self, server, harm):
+        """Runs PROMPTS at once, does harm meanwhile, and gives the results."""
+        results = [None] * len(PROMPTS)
+
+        def run(i):
+            results[i] = server.complete(PROMPTS[i], max_tokens=self.tokens)
+
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(len(PROMPTS))]
+        for t in threads:
+            t.start()
+        time.sleep(0.05)
+        harm()
+        for t in threads:
+            t.join()
+        return results
+
+    @classmethod
+    def setUpClass(cls):
+        with Server(devices=2) as server:
+            cls.wanted = [server.complete(p, max_tokens=cls.tokens) for p in PROMPTS]
+
+    def test_killed_workers_change_nothing(self):
+        with Server(devices=2) as server:
+            def kill_both():
+                for device in (0, 1, 0):
+                    for pid in server.children("worker", device):
+                        os.kill(pid, signal.SIGKILL)
+                    time.sleep(0.05)
+
+            self.assertEqual(self.wanted, self.under_load(server, kill_both))
+            metrics = server.request("GET", "/metrics")[1].decode()
+            line = next(l for l in metrics.splitlines() if l.startswith("elasticmoe_recoveries_total"))
+            self.assertGreaterEqual(float(line.split()[-1]), 1)
+            server.stop()
+        self.assertEqual([], shared_memory_left())
+
+    def test_a_killed_hmm_is_replaced_and_sequences_resume_from_their_tokens(self):
+        with Server(devices=2) as server:
+            def kill():
+                os.kill(server.children("hmm")[0], signal.SIGKILL)
+
+            self.assertEqual(self.wanted, self.under_load(server, kill))
+            deadline = time.monotonic() + 20
+            while not any("has taken over" in line for line in server.lines) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self.assertEqual(1, len(server.children("hmm")))
+            self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
+
+    def test_a_killed_coordinator_finds_its_memory_again(self):
+        port = free_port()
+        server = Server(devices=2, port=port)
+        hmm = server.children("hmm")[0]
+        workers = server.children("worker")
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        self.assertTrue(all(gone(pid) for pid in workers))
+        with Server(devices=2, port=port) as again:
+            self.assertEqual([], again.children("hmm"))  # adopted, not started
+            self.assertFalse(gone(hmm, 0))
+            self.assertEqual(self.wanted[0], again.complete(PROMPTS[0], max_tokens=self.tokens))
+            again.stop()
+        self.assertTrue(gone(hmm))
+
+    def test_an_abandoned_hmm_gives_its_memory_back(self):
+        server = Server(devices=1, flags=["--linger", "1"])
+        hmm = server.children("hmm")[0]
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        self.assertTrue(gone(hmm))
+
+
+if __name__ == "__main__":
+    unittest.main()
