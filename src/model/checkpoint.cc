@@ -44,7 +44,7 @@ Expected<Json> ReadJson(const fs::path& path, std::size_t limit_bytes) {
 Status ReadGenerationValues(const Json& json, Checkpoint& checkpoint) {
   EM_RETURN_IF_ERROR(IsObject(json));
   const ConfigReader config(json);
-  EM_ASSIGN_OR_RETURN(auto eos, config.TokenIds("eos_token_id", checkpoint.spec.vocab));
+  EM_ASSIGN_OR_RETURN(auto eos, config.Ints("eos_token_id", 0, checkpoint.spec.vocab - 1));
   if (!eos.empty()) checkpoint.spec.eos_ids = std::move(eos);
   GenerationDefaults& generation = checkpoint.generation;
   if (config.Find("top_k")) {

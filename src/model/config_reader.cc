@@ -1,5 +1,6 @@
 #include "model/config_reader.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "base/check.h"
@@ -9,7 +10,7 @@ namespace {
 
 constexpr std::size_t kShownBytes = 80;
 
-// The integer, or nullopt-like false where `value` is no integer or does not fit 64 bits.
+// False where `value` is no integer or does not fit 64 bits.
 bool ToInteger(const Json& value, std::int64_t& out) {
   if (value.is_number_unsigned()) {
     const auto number = value.get<std::uint64_t>();
@@ -81,25 +82,21 @@ Expected<bool> ConfigReader::Bool(const char* key, bool fallback) const {
   return Fail(ErrorCode::kInvalidArgument, "{}={} (expected true or false)", key, Shown(*value));
 }
 
-Expected<std::vector<TokenId>> ConfigReader::TokenIds(const char* key, int vocab) const {
-  std::vector<TokenId> ids;
+Expected<std::vector<int>> ConfigReader::Ints(const char* key, std::int64_t low, std::int64_t high) const {
+  EM_CHECK(high <= std::numeric_limits<int>::max() && low >= std::numeric_limits<int>::min());
+  std::vector<int> numbers;
   const Json* value = Find(key);
-  if (!value) return ids;
+  if (!value) return numbers;
   const auto add = [&](const Json& element) {
-    std::int64_t id = 0;
-    if (!ToInteger(element, id) || id < 0 || id >= vocab) return false;
-    ids.push_back(static_cast<TokenId>(id));
+    std::int64_t number = 0;
+    if (!ToInteger(element, number) || number < low || number > high) return false;
+    numbers.push_back(static_cast<int>(number));
     return true;
   };
-  bool valid = true;
-  if (value->is_array()) {
-    for (const Json& element : *value) valid = valid && add(element);
-  } else {
-    valid = add(*value);
-  }
-  if (valid) return ids;
-  return Fail(ErrorCode::kInvalidArgument, "{}={} (expected token ids from 0 to {})", key, Shown(*value),
-              vocab - 1);
+  const bool valid = value->is_array() ? std::ranges::all_of(*value, add) : add(*value);
+  if (valid) return numbers;
+  return Fail(ErrorCode::kInvalidArgument, "{}={} (expected integers from {} to {})", key, Shown(*value), low,
+              high);
 }
 
 Status ConfigReader::Only(const char* key, const Json& supported) const {

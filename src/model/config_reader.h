@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "base/error.h"
-#include "base/ids.h"
 #include "base/json.h"
 
 namespace elasticmoe::model {
@@ -31,8 +30,8 @@ class ConfigReader {
   Expected<double> Number(const char* key, double low, double high, double fallback) const;
   Expected<bool> Bool(const char* key, bool fallback) const;
 
-  // One id, a list of ids, or nothing; each in [0, vocab).
-  Expected<std::vector<TokenId>> TokenIds(const char* key, int vocab) const;
+  // One integer, a list of them, or none where the key is absent; each in [low, high].
+  Expected<std::vector<int>> Ints(const char* key, std::int64_t low, std::int64_t high) const;
 
   // kUnimplemented unless the key is absent, null or equal to `supported`.
   Status Only(const char* key, const Json& supported) const;

@@ -25,9 +25,9 @@ struct Tier {
   int hidden, layers, experts, top_k, vocab;
 };
 constexpr Tier kTiers[] = {
-    {4e6, 64, 4, 8, 2, 512},           {30e6, 256, 5, 16, 4, 4096},      {200e6, 512, 8, 16, 4, 8192},
-    {800e6, 768, 12, 32, 4, 32768},    {5e9, 1024, 24, 32, 4, 32768},    {15e9, 2048, 16, 64, 8, 65536},
-    {100e9, 2048, 48, 128, 8, 151936}, {2e13, 4096, 94, 128, 8, 151936},
+    {3e6, 64, 4, 8, 2, 512},        {15e6, 128, 6, 8, 2, 2048},        {40e6, 256, 6, 16, 4, 4096},
+    {200e6, 512, 8, 16, 4, 8192},   {800e6, 768, 12, 32, 4, 32768},    {5e9, 1024, 24, 32, 4, 32768},
+    {15e9, 2048, 16, 64, 8, 65536}, {100e9, 2048, 48, 128, 8, 151936}, {2e13, 4096, 94, 128, 8, 151936},
 };
 constexpr double kTiedBelow = 4e9;  // small models tie the head: it would be most of them
 
@@ -68,7 +68,7 @@ core::ModelSpec BaseSpec(const MakeModelOptions& options, const Family& family, 
   spec.max_positions = 32768;
   spec.tied_head = static_cast<double>(options.parameters) < kTiedBelow;
   core::AttentionSpec& attention = spec.attention;
-  attention.head_dim = 16;
+  attention.head_dim = spec.hidden >= 128 ? 32 : 16;
   if (spec.hidden >= 256 && spec.hidden % 64 == 0) attention.head_dim = 64;
   if (spec.hidden >= 2048 && spec.hidden % 128 == 0) attention.head_dim = 128;
   attention.heads = spec.hidden / attention.head_dim;
@@ -122,8 +122,8 @@ Candidate BestCandidate(const Sizes& sizes, double wish, int usual_layers, bool 
   Candidate best;
   for (int layers = least; layers <= most; ++layers) {
     const double exact = ((wish - sizes.fixed) / layers - sizes.per_layer) / sizes.per_width;
-    for (int step = 16; step <= 256; step *= 2) {
-      const double width = std::clamp(std::round(exact / step) * step, 16.0, static_cast<double>(kMaxWidth));
+    for (int step = 8; step <= 256; step *= 2) {
+      const double width = std::clamp(std::round(exact / step) * step, 8.0, static_cast<double>(kMaxWidth));
       Candidate candidate{.layers = layers, .width = static_cast<int>(width)};
       candidate.miss = std::abs(sizes.Total(layers, candidate.width) / wish - 1);
       if (candidate.BetterThan(best, usual_layers)) best = candidate;

@@ -63,7 +63,7 @@ Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec) {
   spec.rms_eps = static_cast<float>(rms_eps);
   EM_ASSIGN_OR_RETURN(spec.tied_head, config.Bool("tie_word_embeddings", false));
   EM_RETURN_IF_ERROR(ReadAttention(config, spec));
-  EM_ASSIGN_OR_RETURN(spec.eos_ids, config.TokenIds("eos_token_id", spec.vocab));
+  EM_ASSIGN_OR_RETURN(spec.eos_ids, config.Ints("eos_token_id", 0, spec.vocab - 1));
   if (const Json* types = config.Find("layer_types"); types && types->is_array())
     for (const Json& type : *types)
       if (type != "full_attention")

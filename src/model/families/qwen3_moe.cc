@@ -59,18 +59,10 @@ class Qwen3MoeFamily final : public Family {
   // A layer is MoE unless listed in mlp_only_layers or passed over by decoder_sparse_step.
   static Status ReadLayers(const ConfigReader& config, core::ModelSpec& spec) {
     EM_ASSIGN_OR_RETURN(const int step, config.Int("decoder_sparse_step", 1, kMaxLayers, 1));
+    EM_ASSIGN_OR_RETURN(const std::vector<int> only, config.Ints("mlp_only_layers", 0, INT32_MAX));
     std::vector<bool> listed(spec.layers.size(), false);
-    if (const Json* only = config.Find("mlp_only_layers")) {
-      bool valid = only->is_array();
-      for (const Json& layer : valid ? *only : Json::array()) {
-        valid = valid && layer.is_number_unsigned();
-        // Layers past the last have no effect, as in the original.
-        if (valid && layer.get<std::uint64_t>() < listed.size()) listed[layer.get<std::uint64_t>()] = true;
-      }
-      if (!valid)
-        return Fail(ErrorCode::kInvalidArgument, "mlp_only_layers={} (expected a list of layer indices)",
-                    Shown(*only));
-    }
+    for (const int layer : only)
+      if (layer < spec.LayerCount()) listed[layer] = true;  // others have no effect, as in the original
     bool any_dense = false;
     for (int layer = 0; layer < spec.LayerCount(); ++layer) {
       spec.layers[layer].moe = !listed[layer] && (layer + 1) % step == 0;
