@@ -3,6 +3,7 @@
 // rendering is thread-safe and bounded in steps, depth and output size.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
