@@ -162,7 +162,6 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
       if (sequence.move || (!must && counts[sequence.device] <= target[sequence.device])) continue;
       if (!inside && (s.orphans.count(sequence.request.id) > 0 || s.HasTail(sequence.request.id))) continue;
       Impl::DeviceState* to = nullptr;
-      std::pair<bool, double> least;
       for (auto& [id, device] : s.devices) {
         if (!device.config.accepts || id == sequence.device ||
             (device.config.domain == sequence.domain) != inside)
@@ -170,10 +169,11 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
         if (!inside && !has_room(device, sequence)) continue;
         const bool below = counts[id] < target[id];
         if (!below && (inside || !must)) continue;
-        const std::pair<bool, double> load{!below, device.LoadWithOneMore()};
-        if (to != nullptr && load >= least) continue;
-        to = &device;
-        least = load;
+        // One that is below its target before any other that has room; then the less loaded.
+        if (to == nullptr || (below && counts[to->config.device] >= target[to->config.device]) ||
+            (!below && counts[to->config.device] >= target[to->config.device] &&
+             device.LoadWithOneMore() < to->LoadWithOneMore()))
+          to = &device;
       }
       if (to == nullptr) continue;
       --counts[sequence.device];
