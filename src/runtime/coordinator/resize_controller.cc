@@ -120,6 +120,7 @@ core::PlanFacts ResizeController::Facts() const {
   for (int i = 0; i < engine_.options().max_devices; ++i) facts.devices.push_back({DeviceId(i), DomainId(0)});
   facts.expert_bytes = layout.ExpertBytes();
   facts.shared_bytes = layout.SharedBytes();
+  facts.stage_experts = facts.layers * facts.experts;  // inside a domain no byte moves: all of them in one commit
   return facts;
 }
 

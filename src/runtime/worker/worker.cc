@@ -26,7 +26,7 @@ std::int64_t NowNs() {
 constexpr std::int64_t kIdleSleepNs = 500'000'000;  // an idle worker wakes twice a second
 
 // Two threads: the step thread (which the Device lives on) and the control thread. Control work that touches
-// the Device runs on the step thread between steps, as a task.
+// what steps read runs on the step thread between steps, as a task.
 class Worker {
  public:
   Worker(core::ModelSpec spec, const compute::Kernels& kernels, Channel control, Exchange exchange)
@@ -38,7 +38,10 @@ class Worker {
       auto message = control_.Receive();
       if (!message) break;
       Expected<Json> answer = Fail(ErrorCode::kInternal, "no answer");
-      Execute([&] { answer = Handle(*message); });
+      // Preparing an epoch touches nothing that a running step reads: no step waits for it, nor it for a step.
+      const bool beside_steps = message->body.value("op", "") == "prepare";
+      if (beside_steps) answer = Handle(*message);
+      else Execute([&] { answer = Handle(*message); });
       if (device_) ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
       if (!control_.Send(answer ? *answer : ErrorBody(answer.error()))) break;
     }
