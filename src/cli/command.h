@@ -17,9 +17,11 @@ void RegisterServe(CLI::App& app, Action& action);
 void RegisterGenerate(CLI::App& app, Action& action);
 void RegisterChat(CLI::App& app, Action& action);
 void RegisterStatus(CLI::App& app, Action& action);
+void RegisterScale(CLI::App& app, Action& action);
 void RegisterInspect(CLI::App& app, Action& action);
 void RegisterMakeModel(CLI::App& app, Action& action);
 void RegisterBench(CLI::App& app, Action& action);
+void RegisterBenchServe(CLI::App& bench, Action& action);  // below bench
 void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve
 
 }  // namespace elasticmoe::cli
