@@ -1,6 +1,7 @@
 // A tokenizer for tests: every byte is a token, 256 = <eos>, 257 = <bos>, both special.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,10 @@ class ByteTokenizer final : public model::Tokenizer {
     return out;
   }
 
+  std::unique_ptr<model::TextStream> NewTextStream(bool skip_special) const override {
+    return std::make_unique<Stream>(*this, skip_special);
+  }
+
   std::string TokenText(TokenId id) const override {
     if (id == kEos) return eos_;
     if (id == kBos) return bos_;
@@ -60,6 +65,30 @@ class ByteTokenizer final : public model::Tokenizer {
   const std::string& ChatTemplateSource() const override { return template_; }
 
  private:
+  // Holds back at most three bytes that may be the beginning of a character.
+  class Stream final : public model::TextStream {
+   public:
+    Stream(const ByteTokenizer& tokenizer, bool skip_special)
+        : tokenizer_(tokenizer), skip_special_(skip_special) {}
+    std::string Add(TokenId id) override {
+      pending_.push_back(id);
+      std::string text = tokenizer_.Decode(pending_, skip_special_);
+      if (text.ends_with("\xEF\xBF\xBD") && pending_.size() < 4) return "";
+      pending_.clear();
+      return text;
+    }
+    std::string Finish() override {
+      std::string text = tokenizer_.Decode(pending_, skip_special_);
+      pending_.clear();
+      return text;
+    }
+
+   private:
+    const ByteTokenizer& tokenizer_;
+    bool skip_special_;
+    std::vector<TokenId> pending_;
+  };
+
   // U+FFFD for what is no UTF-8 (good enough for tests: by lead byte and continuation count).
   static std::string Utf8(const std::string& bytes) {
     std::string out;
