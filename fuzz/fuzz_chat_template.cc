@@ -1,5 +1,5 @@
-// A chat template from anywhere: refused, or it renders, or it says why not, within its bounds. The input is the template
-// and, behind its last NUL byte, the variables as JSON.
+// A chat template from anywhere: refused, or it renders, or it says why not, within its bounds. The input is
+// the template and, behind its last NUL byte, the variables as JSON.
 #include <cstdint>
 #include <string_view>
 

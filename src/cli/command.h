@@ -1,5 +1,5 @@
-// How subcommands plug into the program: each registers its options on a CLI::App and leaves an action, which runs
-// after parsing and gives the process's exit code.
+// How subcommands plug into the program: each registers its options on a CLI::App and leaves an action, which
+// runs after parsing and gives the process's exit code.
 #pragma once
 
 #include <functional>
@@ -22,6 +22,6 @@ void RegisterInspect(CLI::App& app, Action& action);
 void RegisterMakeModel(CLI::App& app, Action& action);
 void RegisterBench(CLI::App& app, Action& action);
 void RegisterBenchServe(CLI::App& bench, Action& action);  // below bench
-void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve
+void RegisterProcesses(CLI::App& app, Action& action);     // hmm and worker, started by serve
 
 }  // namespace elasticmoe::cli

@@ -87,7 +87,8 @@ void BlockPool::Publish(BlockId block, std::optional<BlockId> previous, std::spa
   Key key{0, {tokens.begin(), tokens.end()}};
   if (previous) {
     key.previous = blocks_[previous->value].serial;
-    if (key.previous == 0) return;  // its past is not findable (an equal block was cached first): neither is it
+    if (key.previous == 0)
+      return;  // its past is not findable (an equal block was cached first): neither is it
   }
   const auto [at, inserted] = cached_.emplace(std::move(key), block.value);
   if (!inserted) return;
@@ -105,7 +106,8 @@ void BlockPool::CheckIntegrity() const {
     const auto value = static_cast<std::int32_t>(id);
     const bool is_free = free_.count(value) > 0;
     const bool is_evictable = block.serial != 0 && evictable_.count({block.last_use, value}) > 0;
-    EM_CHECK(int(is_free) + int(is_evictable) + int(block.references > 0) == 1, "block={} references={}", id, block.references);
+    EM_CHECK(int(is_free) + int(is_evictable) + int(block.references > 0) == 1, "block={} references={}", id,
+             block.references);
     EM_CHECK((block.serial != 0) == (key_of_.count(value) > 0));
     if (block.serial != 0) EM_CHECK(key_of_.at(value)->second == value);
   }

@@ -1,11 +1,11 @@
-// KV blocks of one domain: free, referenced by sequences, or cached (full blocks of finished or running prefixes
-// that another request may share). Pure.
+// KV blocks of one domain: free, referenced by sequences, or cached (full blocks of finished or running
+// prefixes that another request may share). Pure.
 //
 // A cached block is named by the hash of all tokens up to its end, and checked against its own tokens and its
 // predecessor's identity, so that a collision of hashes cannot give a sequence somebody else's past.
 //
-// Invariants (CheckIntegrity): a block is free, or referenced, or cached-unreferenced (evictable), never two of
-// them; each cached block is found under its key.
+// Invariants (CheckIntegrity): a block is free, or referenced, or cached-unreferenced (evictable), never two
+// of them; each cached block is found under its key.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,8 @@ class BlockPool {
   std::uint32_t Available() const { return static_cast<std::uint32_t>(free_.size() + evictable_.size()); }
   std::uint32_t Referenced() const { return Size() - Available(); }
 
-  // Adds ids at the top, or takes them from the top. Shrinking: REQUIRES no block at or above `size` is referenced.
+  // Adds ids at the top, or takes them from the top. Shrinking: REQUIRES no block at or above `size` is
+  // referenced.
   void Resize(std::uint32_t size);
   bool ReferencedAtOrAbove(std::uint32_t size) const;
 
@@ -40,8 +41,8 @@ class BlockPool {
   // Walks cached blocks that hold a prefix of `tokens`, whole blocks only, each with one reference taken.
   std::vector<BlockId> TakePrefix(std::span<const TokenId> tokens);
 
-  // Makes a full block findable: it holds `tokens` and follows `previous` (nullopt: it is a first block). Where an equal
-  // block is cached already, nothing happens.
+  // Makes a full block findable: it holds `tokens` and follows `previous` (nullopt: it is a first block).
+  // Where an equal block is cached already, nothing happens.
   void Publish(BlockId block, std::optional<BlockId> previous, std::span<const TokenId> tokens);
 
   void ForgetCache();
@@ -56,8 +57,8 @@ class BlockPool {
   };
   struct Block {
     int references = 0;
-    std::uint64_t serial = 0;   // of the cached content, 0 = not cached
-    std::uint64_t last_use = 0; // when it was released, for eviction
+    std::uint64_t serial = 0;    // of the cached content, 0 = not cached
+    std::uint64_t last_use = 0;  // when it was released, for eviction
   };
   void Forget(BlockId block);
 

@@ -13,7 +13,8 @@ void Scheduler::SetDevices(std::span<const SchedulerDevice> devices) {
     next[device.device] = {device, before == impl_->devices.end() ? 0 : before->second.sequences};
   }
   for (const auto& [id, device] : impl_->devices)
-    EM_CHECK(next.count(id) > 0 || device.sequences == 0, "device={} leaves with {} sequences", id, device.sequences);
+    EM_CHECK(next.count(id) > 0 || device.sequences == 0, "device={} leaves with {} sequences", id,
+             device.sequences);
   impl_->devices = std::move(next);
 }
 
@@ -22,11 +23,13 @@ void Scheduler::SetBlocks(DomainId domain, std::uint32_t blocks) {
   BlockPool& pool = impl_->pools.try_emplace(domain, impl_->options.block_tokens).first->second;
   while (pool.ReferencedAtOrAbove(blocks)) {
     const auto above = [&](const std::vector<BlockId>& ids) {
-      return std::any_of(ids.begin(), ids.end(), [&](BlockId id) { return static_cast<std::uint32_t>(id.value) >= blocks; });
+      return std::any_of(ids.begin(), ids.end(),
+                         [&](BlockId id) { return static_cast<std::uint32_t>(id.value) >= blocks; });
     };
     Sequence* holder = nullptr;
     for (auto& [rank, sequence] : impl_->running) {
-      if (sequence->move && sequence->move->to_domain == domain && above(sequence->move->blocks)) impl_->CancelMove(*sequence);
+      if (sequence->move && sequence->move->to_domain == domain && above(sequence->move->blocks))
+        impl_->CancelMove(*sequence);
       if (sequence->domain == domain && above(sequence->blocks)) holder = sequence;
     }
     if (holder != nullptr) {
@@ -51,8 +54,10 @@ void Scheduler::ForgetKv(DomainId domain) {
   EM_CHECK(!impl_->in_flight);
   std::vector<Sequence*> lost;
   for (auto& [rank, sequence] : impl_->running) {
-    if (sequence->domain == domain) lost.push_back(sequence);
-    else if (sequence->move && sequence->move->to_domain == domain) impl_->CancelMove(*sequence);
+    if (sequence->domain == domain)
+      lost.push_back(sequence);
+    else if (sequence->move && sequence->move->to_domain == domain)
+      impl_->CancelMove(*sequence);
   }
   for (Sequence* sequence : lost) impl_->Preempt(*sequence);
   impl_->DropTails(domain, true);
@@ -91,7 +96,8 @@ int Scheduler::SequencesOn(DeviceId device) const {
 
 void Scheduler::Impl::CancelMove(Sequence& sequence) {
   if (!sequence.move) return;
-  // A copy that runs writes to its target blocks whatever becomes of the sequence: nobody else may have them before it ends.
+  // A copy that runs writes to its target blocks whatever becomes of the sequence: nobody else may have them
+  // before it ends.
   if (!sequence.move->copied)
     orphans[sequence.request.id] = {sequence.move->to_domain, std::move(sequence.move->blocks)};
   else
@@ -124,7 +130,8 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
   std::vector<Move> moves;
   if (weights <= 0) return moves;
 
-  // Target counts: the weights' shares rounded down, the rest to those who have most above (they then move fewest).
+  // Target counts: the weights' shares rounded down, the rest to those who have most above (they then move
+  // fewest).
   const auto total = static_cast<int>(s.running.size());
   std::map<DeviceId, int> target;
   int given = 0;
@@ -144,12 +151,15 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
     Sequence& sequence = *at->second;
     const Impl::DeviceState& from = s.devices.at(sequence.device);
     const bool must = !from.config.accepts;
-    if (sequence.move || s.orphans.count(sequence.request.id) > 0 || (!must && from.sequences <= target[sequence.device])) continue;
+    if (sequence.move || s.orphans.count(sequence.request.id) > 0 ||
+        (!must && from.sequences <= target[sequence.device]))
+      continue;
     Impl::DeviceState* to = nullptr;
     for (auto& [id, device] : s.devices) {
       if (!device.config.accepts || id == sequence.device || device.sequences >= target[id]) continue;
       // The same domain first: it costs nothing.
-      if (to == nullptr || (device.config.domain == sequence.domain && to->config.domain != sequence.domain)) to = &device;
+      if (to == nullptr || (device.config.domain == sequence.domain && to->config.domain != sequence.domain))
+        to = &device;
     }
     if (to == nullptr && must)  // all are full by count: the least loaded takes it
       for (auto& [id, device] : s.devices)
@@ -191,7 +201,8 @@ void Scheduler::MoveFailed(RequestId request) {
   impl_->CancelMove(at->second);
 }
 
-// Sequences whose copies are done change domain at this boundary; what was written since goes along as their tail.
+// Sequences whose copies are done change domain at this boundary; what was written since goes along as their
+// tail.
 void Scheduler::Impl::SwitchMovedSequences(StepPlan&) {
   for (auto& [rank, sequence] : running) {
     if (!sequence->move || !sequence->move->copied) continue;
@@ -200,8 +211,10 @@ void Scheduler::Impl::SwitchMovedSequences(StepPlan&) {
     const std::size_t copied = blocks.size();
     bool room = true;
     while (blocks.size() < sequence->blocks.size() && room) {
-      if (const auto block = pool.Allocate()) blocks.push_back(*block);
-      else room = false;
+      if (const auto block = pool.Allocate())
+        blocks.push_back(*block);
+      else
+        room = false;
     }
     if (!room) {  // the target filled up meanwhile: the sequence stays, Rebalance may try again
       CancelMove(*sequence);

@@ -16,7 +16,9 @@ Sequence& Scheduler::Impl::Find(RequestId request) {
   return at->second;
 }
 
-const Sequence& Scheduler::Impl::Find(RequestId request) const { return const_cast<Impl*>(this)->Find(request); }
+const Sequence& Scheduler::Impl::Find(RequestId request) const {
+  return const_cast<Impl*>(this)->Find(request);
+}
 
 // ---------------------------------------------------------------- requests
 
@@ -25,19 +27,24 @@ Status Scheduler::Add(GenerationRequest request, TimeNs) {
   if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "prompt: it is empty");
   for (const TokenId token : request.prompt)
     if (token < 0 || token >= options.vocab)
-      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})", token, options.vocab);
+      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})",
+                  token, options.vocab);
   const int prompt = static_cast<int>(request.prompt.size());
   if (prompt + (request.max_tokens > 0 ? 1 : 0) > options.max_model_len)
-    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})", prompt, options.max_model_len);
-  if (request.max_tokens < 0) return Fail(ErrorCode::kInvalidArgument, "max_tokens: {} is negative", request.max_tokens);
+    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})",
+                prompt, options.max_model_len);
+  if (request.max_tokens < 0)
+    return Fail(ErrorCode::kInvalidArgument, "max_tokens: {} is negative", request.max_tokens);
   if (impl_->sequences.count(request.id) > 0)
     return Fail(ErrorCode::kAlreadyExists, "request {} is running already", request.id);
   if (static_cast<int>(impl_->waiting.size()) >= options.max_waiting)
-    return Fail(ErrorCode::kResourceExhausted, "the queue is full: waiting={} (limit={})", impl_->waiting.size(), options.max_waiting);
+    return Fail(ErrorCode::kResourceExhausted, "the queue is full: waiting={} (limit={})",
+                impl_->waiting.size(), options.max_waiting);
   std::uint32_t largest = 0;
   for (const auto& [domain, pool] : impl_->pools) largest = std::max(largest, pool.Size());
   if (largest > 0 && impl_->BlocksFor(prompt + 1) > static_cast<int>(largest))
-    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens need {} KV blocks (limit={}); raise --kv-memory", prompt,
+    return Fail(ErrorCode::kInvalidArgument,
+                "prompt: {} tokens need {} KV blocks (limit={}); raise --kv-memory", prompt,
                 impl_->BlocksFor(prompt + 1), largest);
   request.max_tokens = std::min(request.max_tokens, options.max_model_len - prompt);
   Sequence sequence;
@@ -61,7 +68,8 @@ TokenEvent Scheduler::Impl::EventFor(Sequence& sequence) {
   return event;
 }
 
-void Scheduler::Impl::Finish(Sequence& sequence, TokenEvent event, FinishReason reason, std::vector<TokenEvent>& events) {
+void Scheduler::Impl::Finish(Sequence& sequence, TokenEvent event, FinishReason reason,
+                             std::vector<TokenEvent>& events) {
   event.finish = reason;
   events.push_back(std::move(event));
   if (sequence.running) {
@@ -147,19 +155,26 @@ void Scheduler::Impl::PublishBlocks(Sequence& sequence) {
   const int full = sequence.computed / options.block_tokens;
   for (; sequence.published < full; ++sequence.published) {
     const int index = sequence.published;
-    const std::optional<BlockId> previous = index == 0 ? std::nullopt : std::optional(sequence.blocks[index - 1]);
-    pool.Publish(sequence.blocks[index], previous,
-                 std::span(sequence.tokens).subspan(std::size_t(index) * options.block_tokens, options.block_tokens));
+    const std::optional<BlockId> previous =
+        index == 0 ? std::nullopt : std::optional(sequence.blocks[index - 1]);
+    pool.Publish(
+        sequence.blocks[index], previous,
+        std::span(sequence.tokens).subspan(std::size_t(index) * options.block_tokens, options.block_tokens));
   }
 }
 
 // ---------------------------------------------------------------- planning
 
-Scheduler::Impl::DeviceState* Scheduler::Impl::LeastLoaded(const std::map<DeviceId, int>& budget, int blocks) {
+Scheduler::Impl::DeviceState* Scheduler::Impl::LeastLoaded(const std::map<DeviceId, int>& budget,
+                                                           int blocks) {
   DeviceState* best = nullptr;
   for (auto& [id, device] : devices) {
-    if (!device.config.accepts || budget.at(id) <= 0 || static_cast<int>(Pool(device.config.domain).Size()) < blocks) continue;
-    if (best == nullptr || (device.sequences + 1) / device.config.weight < (best->sequences + 1) / best->config.weight) best = &device;
+    if (!device.config.accepts || budget.at(id) <= 0 ||
+        static_cast<int>(Pool(device.config.domain).Size()) < blocks)
+      continue;
+    if (best == nullptr ||
+        (device.sequences + 1) / device.config.weight < (best->sequences + 1) / best->config.weight)
+      best = &device;
   }
   return best;
 }
@@ -172,7 +187,8 @@ bool Scheduler::Impl::Admit(Sequence& sequence, std::map<DeviceId, int>& budget,
   std::vector<BlockId> prefix;
   const int total = static_cast<int>(sequence.tokens.size());
   const bool look_up = options.prefix_cache && sequence.Scored();
-  if (look_up) prefix = pool.TakePrefix(std::span(sequence.tokens).first(total - 1));  // one row must be computed
+  if (look_up)
+    prefix = pool.TakePrefix(std::span(sequence.tokens).first(total - 1));  // one row must be computed
   // Room for one more token avoids a preemption at once; whoever is alone may try without.
   const int needed = BlocksFor(running.empty() ? total : total + 1) - static_cast<int>(prefix.size());
   if (needed > static_cast<int>(pool.Available())) {
@@ -199,7 +215,8 @@ bool Scheduler::Impl::Admit(Sequence& sequence, std::map<DeviceId, int>& budget,
   return true;
 }
 
-void Scheduler::Impl::PlanRows(Sequence& sequence, int rows, std::map<DeviceId, DevicePlan>& plans, std::map<DeviceId, int>& budget) {
+void Scheduler::Impl::PlanRows(Sequence& sequence, int rows, std::map<DeviceId, DevicePlan>& plans,
+                               std::map<DeviceId, int>& budget) {
   DevicePlan& plan = plans[sequence.device];
   plan.device = sequence.device;
   SequenceStep step;
@@ -222,7 +239,8 @@ StepPlan Scheduler::Plan(TimeNs) {
   StepPlan plan;
   s.planned.clear();
   s.SwitchMovedSequences(plan);
-  for (const Impl::Tail& tail : s.tails) plan.copies_before.insert(plan.copies_before.end(), tail.copies.begin(), tail.copies.end());
+  for (const Impl::Tail& tail : s.tails)
+    plan.copies_before.insert(plan.copies_before.end(), tail.copies.begin(), tail.copies.end());
   for (auto& [rank, sequence] : s.running) {
     if (!sequence->rewrite_table) continue;
     for (std::size_t i = 0; i < sequence->blocks.size(); ++i)
@@ -234,7 +252,8 @@ StepPlan Scheduler::Plan(TimeNs) {
   for (const auto& [id, device] : s.devices) budget[id] = s.options.max_step_rows;
   std::map<DeviceId, DevicePlan> plans;
 
-  // Decode rows, then prefill rows, of running sequences in rank order. Where blocks are out, those behind make room.
+  // Decode rows, then prefill rows, of running sequences in rank order. Where blocks are out, those behind
+  // make room.
   for (const bool decode : {true, false}) {
     for (auto at = s.running.begin(); at != s.running.end();) {
       Sequence& sequence = *at->second;
@@ -279,7 +298,8 @@ StepPlan Scheduler::Plan(TimeNs) {
     if (s.BlocksFor(static_cast<int>(head.tokens.size())) > static_cast<int>(largest) && largest > 0) {
       TokenEvent event;
       event.request = head.request.id;
-      event.error = fmt::format("its {} tokens need more than all {} KV blocks; raise --kv-memory", head.tokens.size(), largest);
+      event.error = fmt::format("its {} tokens need more than all {} KV blocks; raise --kv-memory",
+                                head.tokens.size(), largest);
       s.Finish(head, std::move(event), FinishReason::kError, plan.failed);
       continue;
     }
@@ -305,7 +325,8 @@ StepPlan Scheduler::Plan(TimeNs) {
 
 void Scheduler::Complete(const StepResult& result, TimeNs, std::vector<TokenEvent>& events) {
   Impl& s = *impl_;
-  EM_CHECK(s.in_flight && result.step == s.step_in_flight, "step={} in flight={}", result.step, s.step_in_flight);
+  EM_CHECK(s.in_flight && result.step == s.step_in_flight, "step={} in flight={}", result.step,
+           s.step_in_flight);
   s.in_flight = false;
   s.planned.clear();
   for (const Impl::Tail& tail : s.tails)
@@ -319,7 +340,8 @@ void Scheduler::Complete(const StepResult& result, TimeNs, std::vector<TokenEven
     sequence.planned_rows = 0;
     s.PublishBlocks(sequence);
     if (!sequence.Scored())
-      sequence.prompt_scores.insert(sequence.prompt_scores.end(), one.prompt_logprobs.begin(), one.prompt_logprobs.end());
+      sequence.prompt_scores.insert(sequence.prompt_scores.end(), one.prompt_logprobs.begin(),
+                                    one.prompt_logprobs.end());
     if (sequence.request.max_tokens == 0 && sequence.Remaining() == 0) {
       s.Finish(sequence, s.EventFor(sequence), FinishReason::kLength, events);
       continue;
@@ -338,15 +360,19 @@ void Scheduler::Complete(const StepResult& result, TimeNs, std::vector<TokenEven
     if (sequence.request.sampling.logprobs >= 0) event.logprobs.push_back(one.sampled);
     const GenerationRequest& request = sequence.request;
     const bool may_stop = sequence.Generated() >= request.min_tokens;
-    const auto contains = [&](const std::vector<TokenId>& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
-    if (may_stop && (contains(request.stop_token_ids) || (!request.ignore_eos && contains(s.options.eos_ids)))) {
+    const auto contains = [&](const std::vector<TokenId>& ids) {
+      return std::find(ids.begin(), ids.end(), token) != ids.end();
+    };
+    if (may_stop &&
+        (contains(request.stop_token_ids) || (!request.ignore_eos && contains(s.options.eos_ids)))) {
       event.stop_token = token;
       s.Finish(sequence, std::move(event), FinishReason::kStop, events);
     } else if (sequence.Generated() >= request.max_tokens) {
       s.Finish(sequence, std::move(event), FinishReason::kLength, events);
-    } else if (s.running.size() == 1 && s.BlocksFor(static_cast<int>(sequence.tokens.size())) > static_cast<int>(s.Pool(sequence.domain).Size())) {
-      event.error = fmt::format("its {} tokens fill all {} KV blocks; raise --kv-memory", sequence.tokens.size(),
-                                s.Pool(sequence.domain).Size());
+    } else if (s.running.size() == 1 && s.BlocksFor(static_cast<int>(sequence.tokens.size())) >
+                                            static_cast<int>(s.Pool(sequence.domain).Size())) {
+      event.error = fmt::format("its {} tokens fill all {} KV blocks; raise --kv-memory",
+                                sequence.tokens.size(), s.Pool(sequence.domain).Size());
       s.Finish(sequence, std::move(event), FinishReason::kError, events);
     } else {
       events.push_back(std::move(event));
@@ -366,12 +392,24 @@ void Scheduler::AbandonStep() {
 
 // ---------------------------------------------------------------- views
 
-std::span<const TokenId> Scheduler::Tokens(RequestId request) const { return impl_->Find(request).tokens; }
-const GenerationRequest& Scheduler::Request(RequestId request) const { return impl_->Find(request).request; }
-int Scheduler::GeneratedCount(RequestId request) const { return impl_->Find(request).Generated(); }
-std::span<const BlockId> Scheduler::BlockTable(RequestId request) const { return impl_->Find(request).blocks; }
-bool Scheduler::Knows(RequestId request) const { return impl_->sequences.count(request) > 0; }
-bool Scheduler::Idle() const { return impl_->sequences.empty(); }
+std::span<const TokenId> Scheduler::Tokens(RequestId request) const {
+  return impl_->Find(request).tokens;
+}
+const GenerationRequest& Scheduler::Request(RequestId request) const {
+  return impl_->Find(request).request;
+}
+int Scheduler::GeneratedCount(RequestId request) const {
+  return impl_->Find(request).Generated();
+}
+std::span<const BlockId> Scheduler::BlockTable(RequestId request) const {
+  return impl_->Find(request).blocks;
+}
+bool Scheduler::Knows(RequestId request) const {
+  return impl_->sequences.count(request) > 0;
+}
+bool Scheduler::Idle() const {
+  return impl_->sequences.empty();
+}
 
 SchedulerStats Scheduler::Stats() const {
   SchedulerStats stats;
@@ -393,10 +431,12 @@ void Scheduler::CheckIntegrity() const {
   std::map<DeviceId, int> on_device;
   std::set<int> slots;
   for (const auto& [id, sequence] : s.sequences) {
-    EM_CHECK(sequence.running == (s.running.count(sequence.rank) > 0) && sequence.running != (s.waiting.count(sequence.rank) > 0));
+    EM_CHECK(sequence.running == (s.running.count(sequence.rank) > 0) &&
+             sequence.running != (s.waiting.count(sequence.rank) > 0));
     EM_CHECK(sequence.Remaining() >= (sequence.request.max_tokens > 0 ? 1 : 0));
     if (!sequence.running) {
-      EM_CHECK(sequence.blocks.empty() && sequence.table_slot < 0 && sequence.computed == 0 && !sequence.move);
+      EM_CHECK(sequence.blocks.empty() && sequence.table_slot < 0 && sequence.computed == 0 &&
+               !sequence.move);
       continue;
     }
     EM_CHECK(static_cast<int>(sequence.blocks.size()) >= s.BlocksFor(sequence.computed));
@@ -419,7 +459,8 @@ void Scheduler::CheckIntegrity() const {
     pool.CheckIntegrity();
     std::uint32_t referenced = 0;
     for (const auto& [key, count] : held) referenced += key.first == domain;
-    EM_CHECK(pool.Referenced() == referenced, "domain={} referenced={} held={}", domain, pool.Referenced(), referenced);
+    EM_CHECK(pool.Referenced() == referenced, "domain={} referenced={} held={}", domain, pool.Referenced(),
+             referenced);
   }
 }
 

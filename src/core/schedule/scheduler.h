@@ -6,9 +6,9 @@
 //              └───── preempted ◄─┘ (tokens kept; prefilled again later: same tokens, since kernels are
 //                                    batch-invariant)
 //
-// Driving it: `Plan` gives a step; the driver runs it and calls `Complete`, or `AbandonStep` if it died half way
-// (the next Plan runs the same rows again; KV rows are written by position, so nothing is spoiled). At most one
-// step is in flight. Everything else may be called between any two calls.
+// Driving it: `Plan` gives a step; the driver runs it and calls `Complete`, or `AbandonStep` if it died half
+// way (the next Plan runs the same rows again; KV rows are written by position, so nothing is spoiled). At
+// most one step is in flight. Everything else may be called between any two calls.
 //
 // Invariants (CheckIntegrity):
 //  1. A sequence on a device owns exactly the blocks that cover its computed tokens, in that device's domain.
@@ -30,12 +30,12 @@ namespace elasticmoe::core {
 
 struct SchedulerOptions {
   int vocab = 0;
-  int max_model_len = 0;       // tokens of one sequence, prompt + generated
+  int max_model_len = 0;  // tokens of one sequence, prompt + generated
   int block_tokens = 16;
-  int max_running = 128;       // sequences with KV, over all devices; also the number of table slots
-  int max_waiting = 4096;      // queued requests beyond those
-  int max_step_rows = 512;     // a device a step: decode rows first, the rest prefill
-  int max_chunk_rows = 512;    // of one sequence a step
+  int max_running = 128;     // sequences with KV, over all devices; also the number of table slots
+  int max_waiting = 4096;    // queued requests beyond those
+  int max_step_rows = 512;   // a device a step: decode rows first, the rest prefill
+  int max_chunk_rows = 512;  // of one sequence a step
   bool prefix_cache = true;
   std::vector<TokenId> eos_ids;
 };
@@ -44,14 +44,14 @@ struct SchedulerOptions {
 struct SchedulerDevice {
   DeviceId device;
   DomainId domain;
-  double weight = 1.0;   // relative speed: its share of the sequences
-  bool accepts = true;   // false: takes no new sequences (it is leaving)
+  double weight = 1.0;  // relative speed: its share of the sequences
+  bool accepts = true;  // false: takes no new sequences (it is leaving)
 };
 
 // Rows [start_position, start_position + rows) of one sequence.
 struct SequenceStep {
   RequestId request;
-  int table_slot = 0;         // which block table, in [0, max_running); stable while it runs
+  int table_slot = 0;  // which block table, in [0, max_running); stable while it runs
   int start_position = 0;
   int rows = 0;
   bool sample = false;        // the last row's logits choose the token at start_position + rows
@@ -79,29 +79,30 @@ struct KvCopy {
 
 struct StepPlan {
   StepId step;
-  std::vector<DevicePlan> devices;       // those with rows
+  std::vector<DevicePlan> devices;  // those with rows
   std::vector<TableWrite> table_writes;
-  std::vector<KvCopy> copies_before;     // the tail of sequences that change domain at this boundary
-  std::vector<TokenEvent> failed;        // final events of requests that no pool can hold any more
+  std::vector<KvCopy> copies_before;  // the tail of sequences that change domain at this boundary
+  std::vector<TokenEvent> failed;     // final events of requests that no pool can hold any more
   bool Empty() const { return devices.empty(); }
 };
 
 struct SequenceResult {
   RequestId request;
-  TokenLogprob sampled;                       // where `sample` was set
-  std::vector<TokenLogprob> prompt_logprobs;  // where `score_prompt` was set: one a row that has a next prompt token
+  TokenLogprob sampled;  // where `sample` was set
+  std::vector<TokenLogprob>
+      prompt_logprobs;  // where `score_prompt` was set: one a row that has a next prompt token
 };
 
 struct StepResult {
   StepId step;
-  std::vector<SequenceResult> sequences;      // every planned one, any order
+  std::vector<SequenceResult> sequences;  // every planned one, any order
 };
 
 struct SchedulerStats {
   int running = 0;
   int waiting = 0;
   std::uint64_t blocks_total = 0;
-  std::uint64_t blocks_used = 0;     // referenced by sequences (cached ones that are free to take do not count)
+  std::uint64_t blocks_used = 0;  // referenced by sequences (cached ones that are free to take do not count)
   std::uint64_t preemptions = 0;
   std::uint64_t prefix_queries = 0;  // tokens
   std::uint64_t prefix_hits = 0;
@@ -121,8 +122,8 @@ class Scheduler {
   void Cancel(RequestId request, std::vector<TokenEvent>& events);
 
   // The next step; empty where nothing can run. Decode rows come first, then prefill in order of (priority,
-  // arrival), filling each device's max_step_rows. Preempts the youngest of lowest priority where blocks run out.
-  // REQUIRES: no step in flight (an empty plan is none).
+  // arrival), filling each device's max_step_rows. Preempts the youngest of lowest priority where blocks run
+  // out. REQUIRES: no step in flight (an empty plan is none).
   StepPlan Plan(TimeNs now);
 
   // Advances the sequences of the step and appends their events.
@@ -137,28 +138,32 @@ class Scheduler {
   // Rebalance(); until then they stay where they are. REQUIRES: a device that is left out holds no sequence.
   void SetDevices(std::span<const SchedulerDevice> devices);
 
-  // KV blocks of a domain, numbered [0, blocks). Growing is always possible; shrinking frees ids from the top and
-  // preempts the sequences that use them. (Copies of moves that run into those must end before their memory does.)
+  // KV blocks of a domain, numbered [0, blocks). Growing is always possible; shrinking frees ids from the top
+  // and preempts the sequences that use them. (Copies of moves that run into those must end before their
+  // memory does.)
   void SetBlocks(DomainId domain, std::uint32_t blocks);
 
   // Hands sequences over so that devices that don't accept have none and the others' counts fit their
-  // weights (moves as few as possible). Inside a domain that is done at once: tables keep their slots. Between
-  // domains a move starts: full blocks are copied while decoding goes on. Returns the copies to start;
-  // `MoveCopied` reports a request's copies done, and the next Plan carries the tail. Not before a running move ends.
+  // weights (moves as few as possible). Inside a domain that is done at once: tables keep their slots.
+  // Between domains a move starts: full blocks are copied while decoding goes on. Returns the copies to
+  // start; `MoveCopied` reports a request's copies done, and the next Plan carries the tail. Not before a
+  // running move ends.
   struct Move {
     RequestId request;
     DeviceId from, to;
     std::vector<KvCopy> copies;  // empty inside a domain: the move is complete
   };
-  // For each move with copies one of the two is called, whatever became of the request: its target blocks are kept
-  // until then, since a copy under way writes to them. Also for copies that ended with the memory they wrote to.
+  // For each move with copies one of the two is called, whatever became of the request: its target blocks are
+  // kept until then, since a copy under way writes to them. Also for copies that ended with the memory they
+  // wrote to.
   std::vector<Move> Rebalance();
   void MoveCopied(RequestId request);
   void MoveFailed(RequestId request);  // target blocks are freed, the sequence stays
 
-  int SequencesOn(DeviceId device) const;   // running there, and moves under way to it
+  int SequencesOn(DeviceId device) const;  // running there, and moves under way to it
 
-  // All KV of a domain is gone: its sequences are preempted and run again from their tokens. Cached blocks are forgotten.
+  // All KV of a domain is gone: its sequences are preempted and run again from their tokens. Cached blocks
+  // are forgotten.
   void ForgetKv(DomainId domain);
 
   // Every request's end with kError and this text (the engine gives up).

@@ -26,16 +26,16 @@ struct MoveState {
 struct Sequence {
   GenerationRequest request;
   Rank rank;
-  std::vector<TokenId> tokens;      // prompt, then generated
-  int computed = 0;                 // tokens whose K and V are in `blocks`
+  std::vector<TokenId> tokens;  // prompt, then generated
+  int computed = 0;             // tokens whose K and V are in `blocks`
   bool running = false;
   DeviceId device;
   DomainId domain;
   int table_slot = -1;
   std::vector<BlockId> blocks;
-  int published = 0;                // blocks given to the prefix cache
-  bool rewrite_table = false;       // the whole table goes into the next plan
-  int planned_rows = 0;             // in the step in flight
+  int published = 0;           // blocks given to the prefix cache
+  bool rewrite_table = false;  // the whole table goes into the next plan
+  int planned_rows = 0;        // in the step in flight
   bool planned_sample = false;
   int cached_prompt_tokens = 0;
   std::vector<TokenLogprob> prompt_scores;
@@ -95,12 +95,13 @@ struct Scheduler::Impl {
   bool Grow(Sequence& sequence, int tokens, StepPlan& plan);
   Sequence* VictimFor(const Sequence& sequence);
   void Preempt(Sequence& sequence);
-  void ReleaseKv(Sequence& sequence);   // blocks, slot, place on the device, move
+  void ReleaseKv(Sequence& sequence);  // blocks, slot, place on the device, move
   void PublishBlocks(Sequence& sequence);
   bool Admit(Sequence& sequence, std::map<DeviceId, int>& budget, StepPlan& plan);
   // Of those whose domain could hold `blocks` at all.
   DeviceState* LeastLoaded(const std::map<DeviceId, int>& budget, int blocks);
-  void PlanRows(Sequence& sequence, int rows, std::map<DeviceId, DevicePlan>& plans, std::map<DeviceId, int>& budget);
+  void PlanRows(Sequence& sequence, int rows, std::map<DeviceId, DevicePlan>& plans,
+                std::map<DeviceId, int>& budget);
   void Finish(Sequence& sequence, TokenEvent event, FinishReason reason, std::vector<TokenEvent>& events);
   TokenEvent EventFor(Sequence& sequence);
   void CancelMove(Sequence& sequence);

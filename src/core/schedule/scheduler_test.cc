@@ -22,8 +22,8 @@ TokenId NextToken(std::span<const TokenId> tokens) {
   return static_cast<TokenId>(hash % kVocab);
 }
 
-// KV memory as the kernels would see it: what was written where. Computing a row reads every position before it
-// through the block table, so a wrong table, a lost copy or a reused block shows at once.
+// KV memory as the kernels would see it: what was written where. Computing a row reads every position before
+// it through the block table, so a wrong table, a lost copy or a reused block shows at once.
 class ToyDevices {
  public:
   StepResult Run(const Scheduler& scheduler, const StepPlan& plan) {
@@ -65,7 +65,8 @@ class ToyDevices {
     Prepare(plan);
     for (const DevicePlan& device : plan.devices) {
       const SequenceStep& step = device.sequences.front();
-      memory_[{domain_of[device.device], tables_[step.table_slot].at(step.start_position / kBlock), step.start_position % kBlock}] =
+      memory_[{domain_of[device.device], tables_[step.table_slot].at(step.start_position / kBlock),
+               step.start_position % kBlock}] =
           HashOf(scheduler.Tokens(step.request).first(step.start_position + 1));
     }
   }
@@ -151,12 +152,14 @@ class SchedulerTest : public ::testing::Test {
   std::vector<TokenId> TokensOf(std::uint64_t id) const {
     std::vector<TokenId> tokens;
     for (const TokenEvent& event : events)
-      if (event.request == RequestId(id)) tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
+      if (event.request == RequestId(id))
+        tokens.insert(tokens.end(), event.tokens.begin(), event.tokens.end());
     return tokens;
   }
   int FinishesOf(std::uint64_t id) const {
     int count = 0;
-    for (const TokenEvent& event : events) count += event.request == RequestId(id) && event.finish.has_value();
+    for (const TokenEvent& event : events)
+      count += event.request == RequestId(id) && event.finish.has_value();
     return count;
   }
   static std::vector<TokenId> Expected(std::vector<TokenId> tokens, int count) {
@@ -263,7 +266,8 @@ TEST_F(SchedulerTest, ScoresThePromptWithoutGenerating) {
 
 TEST_F(SchedulerTest, HandsSequencesOverInsideADomainAtOnce) {
   Reset(SmallOptions(), 2, 40);
-  for (std::uint64_t id = 1; id <= 4; ++id) ASSERT_TRUE(scheduler->Add(Request(id, {1, 2, static_cast<TokenId>(id)}, 10), 0));
+  for (std::uint64_t id = 1; id <= 4; ++id)
+    ASSERT_TRUE(scheduler->Add(Request(id, {1, 2, static_cast<TokenId>(id)}, 10), 0));
   Step();
   EXPECT_EQ(scheduler->SequencesOn(DeviceId(0)), 2);
   const SchedulerDevice leaving[] = {{DeviceId(0), DomainId(0)}, {DeviceId(1), DomainId(0), 1.0, false}};
@@ -272,7 +276,8 @@ TEST_F(SchedulerTest, HandsSequencesOverInsideADomainAtOnce) {
   EXPECT_EQ(scheduler->SequencesOn(DeviceId(1)), 0);
   scheduler->SetDevices(std::span(leaving).first(1));
   RunAll();
-  for (std::uint64_t id = 1; id <= 4; ++id) EXPECT_EQ(TokensOf(id), Expected({1, 2, static_cast<TokenId>(id)}, 10));
+  for (std::uint64_t id = 1; id <= 4; ++id)
+    EXPECT_EQ(TokensOf(id), Expected({1, 2, static_cast<TokenId>(id)}, 10));
 }
 
 // Everything at once, by seed: requests, cancels, dying steps, resizes of devices and pools, lost memory.
@@ -334,7 +339,8 @@ std::uint64_t RandomRun(std::uint64_t seed) {
       scheduler.AbandonStep();
     } else {
       StepResult result = toy.Run(scheduler, plan);
-      if (rng.Below(10) == 0 && !result.sequences.empty()) scheduler.Cancel(result.sequences[0].request, events);
+      if (rng.Below(10) == 0 && !result.sequences.empty())
+        scheduler.Cancel(result.sequences[0].request, events);
       scheduler.Complete(result, 0, events);
       take_events();
     }
@@ -362,14 +368,18 @@ std::uint64_t RandomRun(std::uint64_t seed) {
   };
   for (int i = 0; i < 120; ++i) {
     switch (rng.Below(12)) {
-      case 0: case 1: case 2: {
+      case 0:
+      case 1:
+      case 2: {
         std::vector<TokenId> prompt{static_cast<TokenId>(rng.Below(2))};
-        for (std::uint64_t n = rng.Below(20); n > 0; --n) prompt.push_back(static_cast<TokenId>(rng.Below(3)));
+        for (std::uint64_t n = rng.Below(20); n > 0; --n)
+          prompt.push_back(static_cast<TokenId>(rng.Below(3)));
         const int count = 1 + static_cast<int>(rng.Below(20));
         GenerationRequest request = Request(next_request, prompt, count);
         request.priority = static_cast<int>(rng.Below(2));
         request.prompt_logprobs = rng.Below(5) == 0 ? 0 : -1;
-        if (scheduler.Add(request, 0)) wanted[request.id] = {prompt, std::min(count, options.max_model_len - int(prompt.size()))};
+        if (scheduler.Add(request, 0))
+          wanted[request.id] = {prompt, std::min(count, options.max_model_len - int(prompt.size()))};
         ++next_request;
         break;
       }
@@ -381,7 +391,8 @@ std::uint64_t RandomRun(std::uint64_t seed) {
         if (devices.size() < 4) {
           add_device(next_device++);
           scheduler.SetDevices(devices);
-          if (domains) scheduler.SetBlocks(devices.back().domain, 12 + static_cast<std::uint32_t>(rng.Below(10)));
+          if (domains)
+            scheduler.SetBlocks(devices.back().domain, 12 + static_cast<std::uint32_t>(rng.Below(10)));
           rebalance();
         }
         break;
@@ -404,7 +415,10 @@ std::uint64_t RandomRun(std::uint64_t seed) {
           scheduler.SetDevices(devices);
         }
         break;
-      case 6: scheduler.SetBlocks(devices[rng.Below(devices.size())].domain, 8 + static_cast<std::uint32_t>(rng.Below(20))); break;
+      case 6:
+        scheduler.SetBlocks(devices[rng.Below(devices.size())].domain,
+                            8 + static_cast<std::uint32_t>(rng.Below(20)));
+        break;
       case 7:
         if (rng.Below(3) == 0) {
           const DomainId domain = devices[rng.Below(devices.size())].domain;
@@ -416,8 +430,12 @@ std::uint64_t RandomRun(std::uint64_t seed) {
           });
         }
         break;
-      case 8: rebalance(); break;
-      default: step(true); break;
+      case 8:
+        rebalance();
+        break;
+      default:
+        step(true);
+        break;
     }
     finish_moves(false);
     scheduler.CheckIntegrity();
