@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
   cli::RegisterInspect(app, action);
   cli::RegisterMakeModel(app, action);
   cli::RegisterBench(app, action);
+  cli::RegisterSimulate(app, action);
   cli::RegisterProcesses(app, action);
   CLI11_PARSE(app, argc, argv);
   return action();

@@ -503,7 +503,7 @@ Status ElasticEngine::SwitchToNextHmm() {
   const std::size_t chunk_bytes =
       memory_.map.blocks_per_chunk *
       compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-  for (const DeviceId member : placement_.members())
+  for (const DeviceId member : instances_->Attached())
     EM_RETURN_IF_ERROR(next_hmm_->Call({{"op", "set_kv"},
                                         {"domain", memory_.map.DomainOf(member).value},
                                         {"device", member.value},
@@ -512,8 +512,10 @@ Status ElasticEngine::SwitchToNextHmm() {
   hmm_ = std::move(next_hmm_);
   memory_ = std::move(memory);
   for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
-  for (const DeviceId member : placement_.members())
-    EM_RETURN_IF_ERROR(instances_->Reattach(member, memory_));
+  // Joining devices, too: none may go on with the old pages.
+  for (const DeviceId device : instances_->Attached())
+    EM_RETURN_IF_ERROR(instances_->Reattach(device, memory_));
+  prepared_.reset();
   EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
   UpdateKvBlocks();
   ++recoveries_;

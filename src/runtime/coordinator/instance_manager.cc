@@ -192,6 +192,12 @@ std::vector<int> InstanceManager::Pidfds() const {
   return fds;
 }
 
+std::vector<DeviceId> InstanceManager::Attached() const {
+  std::vector<DeviceId> devices;
+  for (const auto& [device, worker] : attached_) devices.push_back(device);
+  return devices;
+}
+
 int InstanceManager::PidOf(DeviceId device) const {
   const auto at = attached_.find(device);
   return at == attached_.end() ? -1 : at->second.process.pid;

@@ -51,6 +51,7 @@ class InstanceManager {
   std::vector<DeviceId> TakeDead();
   // For a watcher: descriptors that become readable when a worker ends.
   std::vector<int> Pidfds() const;
+  std::vector<DeviceId> Attached() const;
   int PidOf(DeviceId device) const;  // -1 if it has no worker
   int StandbyCount() const { return static_cast<int>(standby_.size()); }
 
