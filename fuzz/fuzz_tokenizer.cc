@@ -1,5 +1,5 @@
-// tokenizer.json from anywhere: refused, or it encodes and decodes any text without harm. The input is the file and,
-// behind its last NUL byte, a text.
+// tokenizer.json from anywhere: refused, or it encodes and decodes any text without harm. The input is the
+// file and, behind its last NUL byte, a text.
 #include <cstdint>
 #include <string_view>
 

@@ -27,7 +27,8 @@ TEST(Json, TheLastOfRepeatedKeysCountsAtTheFirstPlace) {
 
 TEST(Json, ReadsEveryKindOfValue) {
   const std::string text = "[null,true,-3,18446744073709551615,0.5,\"x\\u00e9\",[],{},[[{\"a\":[{}]}]]]";
-  EXPECT_EQ(DumpJson(*ParseJson(text)), "[null,true,-3,18446744073709551615,0.5,\"x\xc3\xa9\",[],{},[[{\"a\":[{}]}]]]");
+  EXPECT_EQ(DumpJson(*ParseJson(text)),
+            "[null,true,-3,18446744073709551615,0.5,\"x\xc3\xa9\",[],{},[[{\"a\":[{}]}]]]");
   EXPECT_EQ(*ParseJson(" 7 "), 7);
   EXPECT_FALSE(ParseJson(""));
   EXPECT_FALSE(ParseJson("1 2"));

@@ -27,8 +27,8 @@ class CheckNote {
 }  // namespace elasticmoe
 
 // EM_CHECK(condition) or EM_CHECK(condition, "format {}", values...).
-#define EM_CHECK(condition, ...)                                                                   \
-  do {                                                                                             \
-    if (!(condition)) [[unlikely]]                                                                 \
-      ::elasticmoe::CheckFailed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__));    \
+#define EM_CHECK(condition, ...)                                                                \
+  do {                                                                                          \
+    if (!(condition)) [[unlikely]]                                                              \
+      ::elasticmoe::CheckFailed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
   } while (false)

@@ -12,7 +12,7 @@
 namespace elasticmoe {
 
 enum class ErrorCode {
-  kInvalidArgument,     // the caller's input is wrong; the same call fails again
+  kInvalidArgument,  // the caller's input is wrong; the same call fails again
   kNotFound,
   kAlreadyExists,
   kFailedPrecondition,  // right input, wrong moment or state
@@ -20,7 +20,7 @@ enum class ErrorCode {
   kUnavailable,         // a peer is gone; trying again may help
   kDeadlineExceeded,
   kCancelled,
-  kDataLoss,            // foreign bytes are cut off or lie about themselves
+  kDataLoss,  // foreign bytes are cut off or lie about themselves
   kUnimplemented,
   kInternal,
 };
@@ -51,16 +51,16 @@ template <class... Args>
 #define EM_CONCAT(a, b) EM_CONCAT_INNER(a, b)
 
 // Returns the error of `expression` (a Status or Expected) from the enclosing function, if it is one.
-#define EM_RETURN_IF_ERROR(expression)                                      \
-  do {                                                                      \
-    if (auto em_status = (expression); !em_status)                          \
+#define EM_RETURN_IF_ERROR(expression)                                          \
+  do {                                                                          \
+    if (auto em_status = (expression); !em_status)                              \
       return tl::unexpected<::elasticmoe::Error>(std::move(em_status.error())); \
   } while (false)
 
 // `EM_ASSIGN_OR_RETURN(auto x, F());`: x = the value of F(), or its error is returned.
 #define EM_ASSIGN_OR_RETURN(left, expression) \
   EM_ASSIGN_OR_RETURN_INNER(EM_CONCAT(em_result_, __LINE__), left, expression)
-#define EM_ASSIGN_OR_RETURN_INNER(result, left, expression)                          \
-  auto result = (expression);                                                        \
+#define EM_ASSIGN_OR_RETURN_INNER(result, left, expression)                           \
+  auto result = (expression);                                                         \
   if (!result) return tl::unexpected<::elasticmoe::Error>(std::move(result.error())); \
   left = *std::move(result)

@@ -16,9 +16,12 @@ Expected<std::string> ReadFile(const std::filesystem::path& path, std::size_t li
   const auto size = std::filesystem::file_size(path, code);
   if (code) return Fail(ErrorCode::kUnavailable, "reading {}: {}", path.string(), code.message());
   if (size > limit_bytes)
-    return Fail(ErrorCode::kResourceExhausted, "reading {}: {} bytes (limit={})", path.string(), size, limit_bytes);
+    return Fail(ErrorCode::kResourceExhausted, "reading {}: {} bytes (limit={})", path.string(), size,
+                limit_bytes);
   std::ifstream file(path, std::ios::binary);
-  if (!file) return Fail(ErrorCode::kUnavailable, "reading {}: cannot be opened; check its permissions", path.string());
+  if (!file)
+    return Fail(ErrorCode::kUnavailable, "reading {}: cannot be opened; check its permissions",
+                path.string());
   std::string text(size, '\0');
   file.read(text.data(), static_cast<std::streamsize>(size));
   if (file.gcount() != static_cast<std::streamsize>(size))

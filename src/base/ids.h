@@ -16,9 +16,9 @@ struct StrongId {
   friend constexpr auto operator<=>(StrongId, StrongId) = default;
 };
 
-using DeviceId = StrongId<struct DeviceTag>;    // stable name of a device; its rank may change with the epoch
-using DomainId = StrongId<struct DomainTag>;    // memory domain
-using BlockId = StrongId<struct BlockTag>;      // KV block within its domain
+using DeviceId = StrongId<struct DeviceTag>;  // stable name of a device; its rank may change with the epoch
+using DomainId = StrongId<struct DomainTag>;  // memory domain
+using BlockId = StrongId<struct BlockTag>;    // KV block within its domain
 using RequestId = StrongId<struct RequestTag, std::uint64_t>;
 using Epoch = StrongId<struct EpochTag, std::uint64_t>;
 using StepId = StrongId<struct StepTag, std::uint64_t>;

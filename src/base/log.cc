@@ -5,7 +5,8 @@
 namespace elasticmoe {
 
 void InitLog(const std::string& role, const std::string& level) {
-  auto logger = std::make_shared<spdlog::logger>(role, std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
+  auto logger =
+      std::make_shared<spdlog::logger>(role, std::make_shared<spdlog::sinks::stderr_color_sink_mt>());
   logger->set_pattern("%H:%M:%S.%e %^%L%$ [%n] %v");
   logger->set_level(spdlog::level::from_str(level));
   logger->flush_on(spdlog::level::debug);

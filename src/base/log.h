@@ -12,12 +12,20 @@ namespace elasticmoe {
 void InitLog(const std::string& role, const std::string& level);
 
 template <class... Args>
-void LogDebug(fmt::format_string<Args...> format, Args&&... args) { spdlog::debug(format, std::forward<Args>(args)...); }
+void LogDebug(fmt::format_string<Args...> format, Args&&... args) {
+  spdlog::debug(format, std::forward<Args>(args)...);
+}
 template <class... Args>
-void LogInfo(fmt::format_string<Args...> format, Args&&... args) { spdlog::info(format, std::forward<Args>(args)...); }
+void LogInfo(fmt::format_string<Args...> format, Args&&... args) {
+  spdlog::info(format, std::forward<Args>(args)...);
+}
 template <class... Args>
-void LogWarn(fmt::format_string<Args...> format, Args&&... args) { spdlog::warn(format, std::forward<Args>(args)...); }
+void LogWarn(fmt::format_string<Args...> format, Args&&... args) {
+  spdlog::warn(format, std::forward<Args>(args)...);
+}
 template <class... Args>
-void LogError(fmt::format_string<Args...> format, Args&&... args) { spdlog::error(format, std::forward<Args>(args)...); }
+void LogError(fmt::format_string<Args...> format, Args&&... args) {
+  spdlog::error(format, std::forward<Args>(args)...);
+}
 
 }  // namespace elasticmoe

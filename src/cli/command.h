@@ -1,5 +1,5 @@
-// How subcommands plug into the program: each registers its options on a CLI::App and leaves an action, which runs
-// after parsing and gives the process's exit code.
+// How subcommands plug into the program: each registers its options on a CLI::App and leaves an action, which
+// runs after parsing and gives the process's exit code.
 #pragma once
 
 #include <functional>
@@ -17,9 +17,12 @@ void RegisterServe(CLI::App& app, Action& action);
 void RegisterGenerate(CLI::App& app, Action& action);
 void RegisterChat(CLI::App& app, Action& action);
 void RegisterStatus(CLI::App& app, Action& action);
+void RegisterScale(CLI::App& app, Action& action);
 void RegisterInspect(CLI::App& app, Action& action);
 void RegisterMakeModel(CLI::App& app, Action& action);
 void RegisterBench(CLI::App& app, Action& action);
+void RegisterBenchServe(CLI::App& bench, Action& action);  // below bench
+void RegisterSimulate(CLI::App& app, Action& action);
 void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve
 
 }  // namespace elasticmoe::cli

@@ -19,9 +19,14 @@ int main(int argc, char** argv) {
       "\n'elasticmoe SUBCOMMAND --help' says more.");
   cli::Action action;
   cli::RegisterServe(app, action);
+  cli::RegisterScale(app, action);
+  cli::RegisterStatus(app, action);
+  cli::RegisterChat(app, action);
   cli::RegisterGenerate(app, action);
   cli::RegisterInspect(app, action);
   cli::RegisterMakeModel(app, action);
+  cli::RegisterBench(app, action);
+  cli::RegisterSimulate(app, action);
   cli::RegisterProcesses(app, action);
   CLI11_PARSE(app, argc, argv);
   return action();

@@ -11,7 +11,8 @@
 namespace elasticmoe::cli {
 namespace {
 
-// KV of a device where nothing is said: a sixteenth of the machine's memory over all of max-devices, within these bounds.
+// KV of a device where nothing is said: a sixteenth of the machine's memory over all of max-devices, within
+// these bounds.
 constexpr std::size_t kLeastKv = std::size_t{64} << 20;
 constexpr std::size_t kMostKv = std::size_t{1} << 30;
 
@@ -29,8 +30,9 @@ void DrawProgress(std::uint64_t loaded, std::uint64_t total) {
   const int done = static_cast<int>(loaded * kWidth / total);
   std::string bar(static_cast<std::size_t>(done), '#');
   bar.resize(kWidth, '.');
-  std::fprintf(stderr, "\rloading [%s] %3d %%  %.1f / %.1f MiB", bar.c_str(), static_cast<int>(loaded * 100 / total),
-               static_cast<double>(loaded) / (1 << 20), static_cast<double>(total) / (1 << 20));
+  std::fprintf(stderr, "\rloading [%s] %3d %%  %.1f / %.1f MiB", bar.c_str(),
+               static_cast<int>(loaded * 100 / total), static_cast<double>(loaded) / (1 << 20),
+               static_cast<double>(total) / (1 << 20));
   if (loaded == total) std::fprintf(stderr, "\r\033[K");
   std::fflush(stderr);
 }
@@ -40,30 +42,56 @@ void DrawProgress(std::uint64_t loaded, std::uint64_t total) {
 void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   runtime::EngineOptions& o = flags.options;
   const auto bytes = CLI::AsSizeValue(false);
-  app.add_option("model", o.model, "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)")->required();
-  app.add_option("--devices", flags.devices, "Devices that share the experts, each a process (default: one a core, at least 2)")
+  app.add_option("model", o.model,
+                 "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)")
+      ->required();
+  app.add_option("--devices", flags.devices,
+                 "Devices that share the experts, each a process (default: one a core, at least 2)")
       ->check(CLI::Range(1, runtime::kMaxDevices));
-  app.add_option("--max-devices", flags.max_devices, "Devices the server may grow to (default: what the machine holds)")
+  app.add_option("--max-devices", flags.max_devices,
+                 "Devices the server may grow to (default: what the machine holds)")
       ->check(CLI::Range(1, runtime::kMaxDevices));
-  app.add_option("--threads-per-device", o.threads_per_device, "Pinned threads of a device")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--threads-per-device", o.threads_per_device, "Pinned threads of a device")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
   app.add_flag("--domain-per-device", o.domain_per_device,
                "A memory domain a device: experts are copied between devices, as on accelerators");
-  app.add_option("--kernels", o.kernels, "auto, avx512bf16, avx2 or reference (float32)")->capture_default_str();
-  app.add_option("--kv-memory", o.kv_memory_bytes, "KV cache of a device, e.g. 512MiB (default: a share of the machine's memory, 64MiB to 1GiB)")
+  app.add_option("--kernels", o.kernels, "auto, avx512bf16, avx2 or reference (float32)")
+      ->capture_default_str();
+  app.add_option(
+         "--kv-memory", o.kv_memory_bytes,
+         "KV cache of a device, e.g. 512MiB (default: a share of the machine's memory, 64MiB to 1GiB)")
       ->transform(bytes);
-  app.add_option("--device-memory", o.device_memory_bytes, "Budget of a device for weights and KV, e.g. 4GiB (default: the machine's)")
+  app.add_option("--device-memory", o.device_memory_bytes,
+                 "Budget of a device for weights and KV, e.g. 4GiB (default: the machine's)")
       ->transform(bytes);
   app.add_option("--pages", flags.pages, "auto, thp, hugetlb or small")->capture_default_str();
-  app.add_option("--max-model-len", o.max_model_len, "Context limit in tokens (default: the model's)")->check(CLI::PositiveNumber);
-  app.add_option("--max-num-seqs", o.max_running, "Sequences that run at once")->check(CLI::Range(1, 4096))->capture_default_str();
-  app.add_option("--max-num-batched-tokens", o.max_step_rows, "Token rows a device a step")->check(CLI::Range(16, 8192))->capture_default_str();
-  app.add_option("--max-chunk-tokens", o.max_chunk_rows, "Prompt tokens of one request a step")->check(CLI::Range(1, 8192))->capture_default_str();
-  app.add_option("--max-waiting", o.max_waiting, "Requests that may queue; more are answered 429")->check(CLI::Range(0, 1'000'000))->capture_default_str();
-  app.add_flag("!--no-prefix-cache", o.prefix_cache, "Do not share KV between requests with the same beginning");
-  app.add_option("--standby", o.standby, "Workers kept ready to take over or to grow")->check(CLI::Range(0, 64))->capture_default_str();
-  app.add_option("--step-timeout", o.step_timeout_seconds, "Seconds after which a device that hangs in a step is replaced")
-      ->check(CLI::Range(1, 3600))->capture_default_str();
-  app.add_option("--linger", o.linger_seconds, "Seconds that the memory daemon outlives a crashed server")->check(CLI::Range(0, 86'400))->capture_default_str();
+  app.add_option("--max-model-len", o.max_model_len, "Context limit in tokens (default: the model's)")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--max-num-seqs", o.max_running, "Sequences that run at once")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  app.add_option("--max-num-batched-tokens", o.max_step_rows, "Token rows a device a step")
+      ->check(CLI::Range(16, 8192))
+      ->capture_default_str();
+  app.add_option("--max-chunk-tokens", o.max_chunk_rows, "Prompt tokens of one request a step")
+      ->check(CLI::Range(1, 8192))
+      ->capture_default_str();
+  app.add_option("--max-waiting", o.max_waiting, "Requests that may queue; more are answered 429")
+      ->check(CLI::Range(0, 1'000'000))
+      ->capture_default_str();
+  app.add_flag("!--no-prefix-cache", o.prefix_cache,
+               "Do not share KV between requests with the same beginning");
+  app.add_option("--standby", o.standby, "Workers kept ready to take over or to grow")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  app.add_option("--step-timeout", o.step_timeout_seconds,
+                 "Seconds after which a device that hangs in a step is replaced")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str();
+  app.add_option("--linger", o.linger_seconds, "Seconds that the memory daemon outlives a crashed server")
+      ->check(CLI::Range(0, 86'400))
+      ->capture_default_str();
 }
 
 Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(EngineFlags flags, const std::string& name) {
@@ -74,11 +102,13 @@ Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(EngineFlags flags,
   o.devices = std::min(flags.devices, runtime::kMaxDevices);
   o.max_devices = std::min(flags.max_devices, runtime::kMaxDevices);
   if (o.devices > o.max_devices)
-    return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices, o.max_devices);
+    return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
+                o.max_devices);
   EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
   if (o.kv_memory_bytes == 0)
     // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
-    o.kv_memory_bytes = std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
+    o.kv_memory_bytes =
+        std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
   o.hmm_socket = fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
   return runtime::ElasticEngine::Start(o, DrawProgress);
 }

@@ -15,8 +15,8 @@ namespace elasticmoe::cli {
 
 struct EngineFlags {
   runtime::EngineOptions options;
-  int devices = 0;          // 0 = one a core, two at least
-  int max_devices = 0;      // 0 = as many as there are cores, eight at least
+  int devices = 0;      // 0 = one a core, two at least
+  int max_devices = 0;  // 0 = as many as there are cores, eight at least
   std::string pages = "auto";
 };
 

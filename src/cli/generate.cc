@@ -41,7 +41,8 @@ int Run(const Options& options) {
   request.prompt = options.prompt_ids;
   if (request.prompt.empty()) {
     if (!*tokenizer) {
-      std::fprintf(stderr, "elasticmoe: the model has no tokenizer.json; give --prompt-ids instead of --prompt\n");
+      std::fprintf(stderr,
+                   "elasticmoe: the model has no tokenizer.json; give --prompt-ids instead of --prompt\n");
       return 1;
     }
     request.prompt = (*tokenizer)->Encode(options.prompt, true);
@@ -87,13 +88,21 @@ int Run(const Options& options) {
 void RegisterGenerate(CLI::App& app, Action& action) {
   auto options = std::make_shared<Options>();
   CLI::App* sub = app.add_subcommand("generate", "Continue one prompt, without a server");
-  sub->footer("Example:\n  elasticmoe generate models/demo --prompt 'It is a truth universally acknowledged' --max-tokens 60");
+  sub->footer(
+      "Example:\n  elasticmoe generate models/demo --prompt 'It is a truth universally acknowledged' "
+      "--max-tokens 60");
   AddEngineFlags(*sub, options->engine);
   auto* prompt = sub->add_option("--prompt", options->prompt, "Text to continue");
-  sub->add_option("--prompt-ids", options->prompt_ids, "Token ids instead, separated by commas")->delimiter(',')->excludes(prompt);
-  sub->add_option("--max-tokens", options->max_tokens, "Tokens to generate")->check(CLI::NonNegativeNumber)->capture_default_str();
+  sub->add_option("--prompt-ids", options->prompt_ids, "Token ids instead, separated by commas")
+      ->delimiter(',')
+      ->excludes(prompt);
+  sub->add_option("--max-tokens", options->max_tokens, "Tokens to generate")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   options->sampling.temperature = 0;
-  sub->add_option("--temperature", options->sampling.temperature, "0 = greedy")->check(CLI::NonNegativeNumber)->capture_default_str();
+  sub->add_option("--temperature", options->sampling.temperature, "0 = greedy")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   sub->add_option("--top-k", options->sampling.top_k, "0 = off")->check(CLI::NonNegativeNumber);
   sub->add_option("--top-p", options->sampling.top_p)->check(CLI::Range(0.0, 1.0));
   sub->add_option("--min-p", options->sampling.min_p)->check(CLI::Range(0.0, 1.0));

@@ -92,12 +92,16 @@ struct EventLoop::Impl {
 
 EventLoop::EventLoop() : impl_(std::make_unique<Impl>()) {}
 EventLoop::~EventLoop() = default;
-TimeNs EventLoop::Now() const { return NowNs(); }
+TimeNs EventLoop::Now() const {
+  return NowNs();
+}
 void EventLoop::Run() {
   impl_->context.restart();
   impl_->context.run();
 }
-void EventLoop::Stop() { impl_->context.stop(); }
+void EventLoop::Stop() {
+  impl_->context.stop();
+}
 
 void EventLoop::OnReadable(int fd, std::function<void()> fn) {
   impl_->watched.emplace_back(impl_->context, fd);
@@ -111,15 +115,17 @@ struct Timer::Impl {
 };
 
 Timer::Timer(EventLoop& loop) : impl_(std::make_shared<Impl>(loop.impl_->context)) {}
-Timer::~Timer() { Cancel(); }
+Timer::~Timer() {
+  Cancel();
+}
 
 void Timer::At(TimeNs when, std::function<void()> fn) {
   impl_->timer.expires_at(Point(when));
-  impl_->timer.async_wait(
-      [weak = std::weak_ptr<Impl>(impl_), fn = std::move(fn), start = ++impl_->started](const ErrorValue& error) {
-        const auto impl = weak.lock();
-        if (!error && impl && impl->started == start) fn();
-      });
+  impl_->timer.async_wait([weak = std::weak_ptr<Impl>(impl_), fn = std::move(fn),
+                           start = ++impl_->started](const ErrorValue& error) {
+    const auto impl = weak.lock();
+    if (!error && impl && impl->started == start) fn();
+  });
 }
 
 void Timer::Cancel() {
@@ -133,11 +139,13 @@ class Call;
 
 // What the calls of a client share; it outlives the client while they wind up.
 struct Shared {
-  Shared(asio::io_context& io, Url u, HttpClientOptions o) : context(io), url(std::move(u)), options(std::move(o)) {
+  Shared(asio::io_context& io, Url u, HttpClientOptions o)
+      : context(io), url(std::move(u)), options(std::move(o)) {
     const bool ipv6 = url.host.find(':') != std::string::npos;
-    fixed_headers = fmt::format("Host: {}{}{}:{}\r\nUser-Agent: elasticmoe\r\nAccept: */*\r\n", ipv6 ? "[" : "",
-                                url.host, ipv6 ? "]" : "", url.port);
-    if (!options.api_key.empty()) fixed_headers += fmt::format("Authorization: Bearer {}\r\n", options.api_key);
+    fixed_headers = fmt::format("Host: {}{}{}:{}\r\nUser-Agent: elasticmoe\r\nAccept: */*\r\n",
+                                ipv6 ? "[" : "", url.host, ipv6 ? "]" : "", url.port);
+    if (!options.api_key.empty())
+      fixed_headers += fmt::format("Authorization: Bearer {}\r\n", options.api_key);
   }
 
   asio::io_context& context;
@@ -186,6 +194,7 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
 
  private:
   asio::awaitable<Status> Exchange() {
+    if (aborted_) co_return Why("", {});
     Arm(deadline_ns_);
     if (!TakeKept())
       if (Status connected = co_await Connect(); !connected) co_return connected;
@@ -193,13 +202,15 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
     co_return co_await Transfer();
   }
 
-  // A kept connection that the server has not closed meanwhile. A request is never sent twice: it might count twice.
+  // A kept connection that the server has not closed meanwhile. A request is never sent twice: it might count
+  // twice.
   bool TakeKept() {
     while (!shared_->idle.empty()) {
       socket_.emplace(std::move(shared_->idle.back()));
       shared_->idle.pop_back();
       char byte;
-      if (::recv(socket_->native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN) return true;
+      if (::recv(socket_->native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN)
+        return true;
     }
     return false;
   }
@@ -213,8 +224,9 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
       if (!error) {
         shared_->endpoints.emplace_back(address, shared_->url.port);
       } else {
-        const auto found = co_await resolver_.async_resolve(shared_->url.host, std::to_string(shared_->url.port),
-                                                            asio::redirect_error(asio::use_awaitable, error));
+        const auto found =
+            co_await resolver_.async_resolve(shared_->url.host, std::to_string(shared_->url.port),
+                                             asio::redirect_error(asio::use_awaitable, error));
         if (error || aborted_) co_return Why(doing, error);
         for (const auto& entry : found) shared_->endpoints.push_back(entry.endpoint());
       }
@@ -233,9 +245,11 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
 
   asio::awaitable<Status> Transfer() {
     ErrorValue error;
-    co_await asio::async_write(*socket_, asio::buffer(text_), asio::redirect_error(asio::use_awaitable, error));
+    co_await asio::async_write(*socket_, asio::buffer(text_),
+                               asio::redirect_error(asio::use_awaitable, error));
     if (aborted_) co_return Why("", {});
-    // A server may answer and close without reading the body (413, 429): its answer counts, not our write's error.
+    // A server may answer and close without reading the body (413, 429): its answer counts, not our write's
+    // error.
     http::response_parser<PieceBody> parser;
     parser.eager(true);
     parser.body_limit(boost::none);
@@ -243,8 +257,8 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
     boost::beast::flat_buffer buffer;
     bool answered = false, told_head = false;
     while (!parser.is_done()) {
-      const std::size_t n = co_await socket_->async_read_some(buffer.prepare(kReadBytes),
-                                                              asio::redirect_error(asio::use_awaitable, error));
+      const std::size_t n = co_await socket_->async_read_some(
+          buffer.prepare(kReadBytes), asio::redirect_error(asio::use_awaitable, error));
       const TimeNs at = NowNs();
       if (aborted_) co_return Why("", {});
       if (error == asio::error::eof && answered) {
@@ -253,7 +267,8 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
       }
       if (error) {
         if (answered)
-          co_return Fail(ErrorCode::kDataLoss, "reading the answer: the connection ended before it was whole ({})",
+          co_return Fail(ErrorCode::kDataLoss,
+                         "reading the answer: the connection ended before it was whole ({})",
                          error.message());
         co_return Fail(ErrorCode::kDataLoss, "waiting for an answer of {}: the connection ended ({})",
                        ToString(shared_->url), error.message());
@@ -341,7 +356,9 @@ HttpClient::~HttpClient() {
   state_->idle.clear();
 }
 
-const Url& HttpClient::Target() const { return state_->url; }
+const Url& HttpClient::Target() const {
+  return state_->url;
+}
 
 std::shared_ptr<HttpCall> HttpClient::Send(HttpRequest request, HttpHandlers handlers) {
   auto call = std::make_shared<Call>(state_, std::move(request), std::move(handlers));

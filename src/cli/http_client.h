@@ -1,6 +1,7 @@
-// A small HTTP/1.1 client on one thread: many requests at a time, bodies as they stream in, connections kept alive.
-// No TLS, no redirects, no compression. Effects: sockets and timers. Not thread-safe: all of it belongs to the
-// thread that runs the EventLoop, and every callback comes from EventLoop::Run (or Fetch, which calls it).
+// A small HTTP/1.1 client on one thread: many requests at a time, bodies as they stream in, connections kept
+// alive. No TLS, no redirects, no compression. Effects: sockets and timers. Not thread-safe: all of it
+// belongs to the thread that runs the EventLoop, and every callback comes from EventLoop::Run (or Fetch,
+// which calls it).
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,8 @@ struct Url {
   std::string path;  // "" or "/prefix", without a slash at its end
 };
 
-// The base URL of a server: `[http://]host[:port][/prefix]`. A "/v1" at its end is dropped, since OpenAI's clients
-// are given it and our paths begin with it. kInvalidArgument says what is wrong.
+// The base URL of a server: `[http://]host[:port][/prefix]`. A "/v1" at its end is dropped, since OpenAI's
+// clients are given it and our paths begin with it. kInvalidArgument says what is wrong.
 Expected<Url> ParseUrl(std::string_view text);
 std::string ToString(const Url& url);
 
@@ -60,9 +61,9 @@ class Timer {
 
 struct HttpRequest {
   std::string method = "GET";
-  std::string target;  // "/v1/models"; the URL's prefix goes before it
-  std::string body;    // JSON, where there is one
-  TimeNs timeout_ns = 600'000'000'000;  // for all of it, from the call of Send to the last byte
+  std::string target;                  // "/v1/models"; the URL's prefix goes before it
+  std::string body;                    // JSON, where there is one
+  TimeNs timeout_ns = 30'000'000'000;  // for all of it, from the call of Send to the last byte
 };
 
 struct HttpHead {
@@ -74,8 +75,8 @@ struct HttpHandlers {
   std::function<void(const HttpHead&)> head;
   // A piece of the body, and when it came.
   std::function<void(std::string_view, TimeNs)> data;
-  // Once, the last of them, never from within Send or Cancel. kUnavailable: no connection. kDeadlineExceeded. kCancelled.
-  // kDataLoss: the connection ended before the answer did, or the answer is no HTTP.
+  // Once, the last of them, never from within Send or Cancel. kUnavailable: no connection. kDeadlineExceeded.
+  // kCancelled. kDataLoss: the connection ended before the answer did, or the answer is no HTTP.
   std::function<void(Status)> done;
 };
 

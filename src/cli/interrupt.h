@@ -1,5 +1,5 @@
-// Ctrl-C as something to read, beside sockets and keys, while one of these exists: SIGINT does not end the process.
-// Effects: the process's signal mask. One at a time, made before other threads start.
+// Ctrl-C as something to read, beside sockets and keys, while one of these exists: SIGINT does not end the
+// process. Effects: the process's signal mask. One at a time, made before other threads start.
 #pragma once
 
 #include <csignal>

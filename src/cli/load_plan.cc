@@ -13,11 +13,11 @@ namespace elasticmoe::cli {
 namespace {
 
 constexpr std::string_view kWords[] = {
-    "the",  "of",   "and",   "to",   "in",    "that", "was",  "his",  "he",   "it",   "with",  "is",    "for",
-    "as",   "had",  "you",   "not",  "be",    "her",  "on",   "at",   "by",   "which", "have", "or",    "from",
-    "this", "him",  "but",   "all",  "she",   "they", "were", "my",   "are",  "me",   "one",   "their", "so",
-    "an",   "said", "them",  "we",   "who",   "would", "been", "will", "no",  "when", "there", "if",    "more",
-    "out",  "up",   "into",  "do",   "any",   "your", "what", "has",  "man",  "could", "other", "than"};
+    "the",  "of",   "and",  "to",  "in",  "that",  "was",  "his",  "he",  "it",    "with",  "is",    "for",
+    "as",   "had",  "you",  "not", "be",  "her",   "on",   "at",   "by",  "which", "have",  "or",    "from",
+    "this", "him",  "but",  "all", "she", "they",  "were", "my",   "are", "me",    "one",   "their", "so",
+    "an",   "said", "them", "we",  "who", "would", "been", "will", "no",  "when",  "there", "if",    "more",
+    "out",  "up",   "into", "do",  "any", "your",  "what", "has",  "man", "could", "other", "than"};
 
 // Streams of numbers that one seed gives, apart from each other.
 enum class Stream : std::uint64_t { kInputLength = 1, kOutputLength, kPrompt, kArrival };
@@ -47,8 +47,9 @@ Expected<TokenRange> ParseTokenRange(std::string_view text) {
   if (dash < text.size()) good = ParseNumber(text.substr(dash + 1), range.max) && good;
   constexpr int kMost = 10'000'000;  // beyond any context; keeps sums of two in 32 bits
   if (!good || range.min < 1 || range.max < range.min || range.max > kMost)
-    return Fail(ErrorCode::kInvalidArgument, "reading a range of tokens: '{}' is not N or MIN-MAX with 1 <= MIN <= MAX <= {}",
-                text, kMost);
+    return Fail(ErrorCode::kInvalidArgument,
+                "reading a range of tokens: '{}' is not N or MIN-MAX with 1 <= MIN <= MAX <= {}", text,
+                kMost);
   return range;
 }
 
@@ -63,7 +64,8 @@ Expected<std::vector<RateStep>> ParseRateSchedule(std::string_view text) {
         !ParseNumber(item.substr(colon + 1), step.seconds) || !(step.per_s >= 0 && step.per_s <= 1e6) ||
         !(step.seconds > 0 && step.seconds <= 1e7))
       return Fail(ErrorCode::kInvalidArgument,
-                  "reading a rate schedule: '{}' is not RATE:SECONDS; give for example 4:30,16:10,4:30", item);
+                  "reading a rate schedule: '{}' is not RATE:SECONDS; give for example 4:30,16:10,4:30",
+                  item);
     schedule.push_back(step);
     text.remove_prefix(std::min(comma + 1, text.size()));
   }
@@ -90,7 +92,8 @@ RequestLength LengthOf(const LoadShape& shape, std::uint64_t index) {
 }
 
 std::vector<TokenId> PromptIds(const LoadShape& shape, std::uint64_t index, int tokens) {
-  EM_CHECK(shape.end_id > shape.first_id && shape.first_id >= 0, "first={} end={}", shape.first_id, shape.end_id);
+  EM_CHECK(shape.end_id > shape.first_id && shape.first_id >= 0, "first={} end={}", shape.first_id,
+           shape.end_id);
   const std::uint64_t seed = HashCombine(SeedOf(shape.seed, Stream::kPrompt), index);
   const auto span = static_cast<std::uint64_t>(shape.end_id - shape.first_id);
   std::vector<TokenId> ids(static_cast<std::size_t>(tokens));
@@ -124,9 +127,9 @@ Arrivals Arrivals::FromTrace(const LoadShape& shape) {
 }
 
 std::optional<TimeNs> Arrivals::Next() {
-  if (!times_.empty())
-    return drawn_ < times_.size() ? std::optional(times_[drawn_++]) : std::nullopt;
-  // An exponential step of the unit process, walked through the rates: what a step does not use up is carried over.
+  if (!times_.empty()) return drawn_ < times_.size() ? std::optional(times_[drawn_++]) : std::nullopt;
+  // An exponential step of the unit process, walked through the rates: what a step does not use up is carried
+  // over.
   double left = -std::log1p(-UniformAt(seed_, drawn_++));
   for (; step_ < schedule_.size(); ++step_) {
     const RateStep& step = schedule_[step_];

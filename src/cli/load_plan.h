@@ -1,5 +1,5 @@
-// What a load asks of a server, decided by a seed before anything is sent: how many tokens the n-th request brings and
-// wants, which ones, and when it comes. Two runs with one plan send the same requests. Pure.
+// What a load asks of a server, decided by a seed before anything is sent: how many tokens the n-th request
+// brings and wants, which ones, and when it comes. Two runs with one plan send the same requests. Pure.
 #pragma once
 
 #include <cstdint>

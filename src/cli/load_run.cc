@@ -13,22 +13,29 @@
 namespace elasticmoe::cli {
 namespace {
 
-constexpr std::size_t kErrorBodyBytes = 4096;         // more of an error's text helps nobody
+constexpr std::size_t kErrorBodyBytes = 4096;  // more of an error's text helps nobody
+constexpr TimeNs kPauseNs = 100'000'000;  // of a closed loop whose server takes no connection: no busy loop
 constexpr std::size_t kAnswerBytes = std::size_t{64} << 20;  // of an answer that is not streamed
 
 double CpuSeconds() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6; };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
 std::string KindOf(ErrorCode code) {
   switch (code) {
-    case ErrorCode::kUnavailable: return "connect";
-    case ErrorCode::kDeadlineExceeded: return "timeout";
-    case ErrorCode::kDataLoss: return "reset";
-    default: return "protocol";
+    case ErrorCode::kUnavailable:
+      return "connect";
+    case ErrorCode::kDeadlineExceeded:
+      return "timeout";
+    case ErrorCode::kDataLoss:
+      return "reset";
+    default:
+      return "protocol";
   }
 }
 
@@ -55,7 +62,8 @@ class Exchange {
     if (status_ != 200) {
       body_ += bytes.substr(0, kErrorBodyBytes - std::min(kErrorBodyBytes, body_.size()));
     } else if (!events_) {
-      if (body_.size() + bytes.size() > kAnswerBytes) return Refuse("protocol", "the answer is larger than 64 MiB");
+      if (body_.size() + bytes.size() > kAnswerBytes)
+        return Refuse("protocol", "the answer is larger than 64 MiB");
       body_ += bytes;
     } else {
       Status fed = parser_.Feed(bytes, [&](const SseEvent& event) { Event(event, at_ns - origin_ns_); });
@@ -118,17 +126,18 @@ class Exchange {
     if (part.usage) usage_ = part.usage;
     if (!part.has_choice) return;
     finished_ = finished_ || !part.finish_reason.empty();
-    // A token may show no text yet (half a character), but not in the piece that only says why the answer ended, and
-    // not in a chat's first piece, which only names the role.
-    const bool has_tokens =
-        !part.token_ids.empty() || !part.text.empty() || (!options_.chat && events_ && part.finish_reason.empty());
+    // A token may show no text yet (half a character), but not in the piece that only says why the answer
+    // ended, and not in a chat's first piece, which only names the role.
+    const bool has_tokens = !part.token_ids.empty() || !part.text.empty() ||
+                            (!options_.chat && events_ && part.finish_reason.empty());
     if (!has_tokens) return;
     ++pieces_;
     ids_ += static_cast<int>(part.token_ids.size());
     if (result_.first_token_ns == 0)
       result_.first_token_ns = at_ns;
     else
-      result_.gaps_ms.push_back(static_cast<float>(static_cast<double>(at_ns - result_.last_token_ns) * 1e-6));
+      result_.gaps_ms.push_back(
+          static_cast<float>(static_cast<double>(at_ns - result_.last_token_ns) * 1e-6));
     result_.last_token_ns = at_ns;
     if (!options_.keep_outputs) return;
     result_.token_ids.insert(result_.token_ids.end(), part.token_ids.begin(), part.token_ids.end());
@@ -171,7 +180,8 @@ std::string RequestBody(const LoadOptions& options, std::uint64_t index) {
   } else if (options.text_prompts) {
     body["prompt"] = PromptText(options.shape, index, length.input_tokens);
   } else {
-    ids = fmt::format(",\"prompt\":[{}]}}", fmt::join(PromptIds(options.shape, index, length.input_tokens), ","));
+    ids = fmt::format(",\"prompt\":[{}]}}",
+                      fmt::join(PromptIds(options.shape, index, length.input_tokens), ","));
   }
   body["max_tokens"] = length.output_tokens;
   body["temperature"] = options.temperature;
@@ -201,8 +211,7 @@ struct LoadRun::Impl : std::enable_shared_from_this<Impl> {
     origin_ns = loop.Now();
     if (options.duration_ns > 0) {
       ending.At(origin_ns + options.duration_ns, [this] {
-        arrival.Cancel();
-        arrivals_ended = true;
+        EndArrivals();
         StopIfIdle();
       });
     }
@@ -247,8 +256,15 @@ struct LoadRun::Impl : std::enable_shared_from_this<Impl> {
     });
   }
 
+  void EndArrivals() {
+    arrival.Cancel();
+    arrivals_ended = true;
+    pausing = false;
+  }
+
   void Drain() {
-    while (!waiting.empty() && (!Bounded() || running.size() < static_cast<std::size_t>(options.concurrency))) {
+    while (!waiting.empty() &&
+           (!Bounded() || running.size() < static_cast<std::size_t>(options.concurrency))) {
       const auto [index, due_ns] = waiting.front();
       waiting.pop_front();
       Send(index, due_ns);
@@ -286,13 +302,24 @@ struct LoadRun::Impl : std::enable_shared_from_this<Impl> {
     failed += result.state == RequestResult::State::kFailed;
     if (options.arrivals)
       Drain();
+    else if (result.error_kind == "connect")
+      Pause();
     else
       FillClosedLoop();
     StopIfIdle();
   }
 
+  void Pause() {
+    if (!MayPlan() || std::exchange(pausing, true)) return;
+    arrival.At(loop.Now() + kPauseNs, [this] {
+      pausing = false;
+      FillClosedLoop();
+      StopIfIdle();
+    });
+  }
+
   void StopIfIdle() {
-    if (arrivals_ended && running.empty() && waiting.empty()) {
+    if (arrivals_ended && !pausing && running.empty() && waiting.empty()) {
       ticking.Cancel();
       ending.Cancel();
       finished = true;
@@ -312,7 +339,7 @@ struct LoadRun::Impl : std::enable_shared_from_this<Impl> {
   std::deque<std::pair<std::uint64_t, TimeNs>> waiting;  // index, due
   std::set<std::shared_ptr<Exchange>> running;
   std::vector<RequestResult> results;
-  bool arrivals_ended = false, stopped = false, finished = false;
+  bool arrivals_ended = false, pausing = false, stopped = false, finished = false;
 };
 
 LoadRun::LoadRun(EventLoop& loop, HttpClient& client, LoadOptions options)
@@ -331,8 +358,7 @@ void LoadRun::OnProgress(TimeNs interval_ns, std::function<void(const LoadProgre
 
 void LoadRun::Interrupt() {
   if (std::exchange(impl_->stopped, true)) return;
-  impl_->arrival.Cancel();
-  impl_->arrivals_ended = true;
+  impl_->EndArrivals();
   impl_->planned -= impl_->waiting.size();  // the last ones due: never sent, so no results of this run
   impl_->waiting.clear();
   for (const auto& exchange : impl_->running)

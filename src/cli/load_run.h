@@ -1,8 +1,9 @@
-// Sends a planned load to an OpenAI server and measures every request. One thread, no polling: it shares the machine
-// with the server that it measures. Effects: sockets, timers, the monotonic clock.
+// Sends a planned load to an OpenAI server and measures every request. One thread, no polling: it shares the
+// machine with the server that it measures. Effects: sockets, timers, the monotonic clock.
 //
-// Open loop (arrivals given): a request's time runs from the moment it was due, whether or not we could send it
-// then, so a server that stalls cannot hide what those who wait behind the stall see. Closed loop: from its sending.
+// Open loop (arrivals given): a request's time runs from the moment it was due, whether or not we could send
+// it then, so a server that stalls cannot hide what those who wait behind the stall see. Closed loop: from
+// its sending.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ struct LoadOptions {
   TimeNs timeout_ns = 600'000'000'000;
 
   std::string model;
-  bool chat = false;        // /v1/chat/completions; prompts are text then
+  bool chat = false;  // /v1/chat/completions; prompts are text then
   bool text_prompts = false;
   bool stream = true;
   bool ignore_eos = true;
@@ -40,15 +41,16 @@ struct LoadOptions {
 struct RequestResult {
   enum class State { kCompleted, kFailed, kCancelled };
   State state = State::kFailed;
-  std::string error_kind;     // "connect", "timeout", "reset", "http 429", "server error", "cut short", "protocol"
+  std::string
+      error_kind;  // "connect", "timeout", "reset", "http 429", "server error", "cut short", "protocol"
   std::string error_message;
   RequestLength asked;
   int input_tokens = 0;   // as the server counts them, else as asked
   int output_tokens = 0;  // as the server counts them, else ids, else pieces of the stream
   TimeNs due_ns = 0, first_token_ns = 0, last_token_ns = 0, done_ns = 0;  // after the run's start; 0 = never
-  std::vector<float> gaps_ms;       // between the pieces of the stream that bring tokens
-  std::vector<TokenId> token_ids;   // where kept and returned
-  std::string text;                 // where kept and no ids are returned
+  std::vector<float> gaps_ms;      // between the pieces of the stream that bring tokens
+  std::vector<TokenId> token_ids;  // where kept and returned
+  std::string text;                // where kept and no ids are returned
 };
 
 struct LoadProgress {

@@ -31,13 +31,15 @@ int Make(model::MakeModelOptions options, const std::string& parameters) {
   options.parameters = *count;
   if (isatty(STDERR_FILENO) != 0)
     options.progress = [](std::uint64_t done, std::uint64_t total) {
-      std::fprintf(stderr, "\rwriting %3d %%", static_cast<int>(done * 100 / std::max<std::uint64_t>(total, 1)));
+      std::fprintf(stderr, "\rwriting %3d %%",
+                   static_cast<int>(done * 100 / std::max<std::uint64_t>(total, 1)));
     };
   const auto made = model::MakeModel(options);
   if (isatty(STDERR_FILENO) != 0) std::fprintf(stderr, "\r\033[K");
   if (!made) return Report(made.error());
   std::printf("%s: %.3f B parameters, %.1f MiB in %zu file(s)\n", options.directory.c_str(),
-              static_cast<double>(made->parameters) / 1e9, static_cast<double>(made->bytes) / (1 << 20), made->files.size());
+              static_cast<double>(made->parameters) / 1e9, static_cast<double>(made->bytes) / (1 << 20),
+              made->files.size());
   return 0;
 }
 

@@ -24,7 +24,8 @@ void ReadTokenIds(const Json& choice, std::vector<TokenId>& ids) {
   for (const Json& id : *list) {
     if (!id.is_number_integer()) continue;
     const auto value = id.get<std::int64_t>();
-    if (value >= 0 && value <= std::numeric_limits<TokenId>::max()) ids.push_back(static_cast<TokenId>(value));
+    if (value >= 0 && value <= std::numeric_limits<TokenId>::max())
+      ids.push_back(static_cast<TokenId>(value));
   }
 }
 
@@ -64,10 +65,12 @@ double NumberField(const Json& json, std::string_view key, double fallback) {
 Expected<AnswerPart> ParseAnswerPart(std::string_view data) {
   EM_ASSIGN_OR_RETURN(const Json json, ParseJson(data));
   if (!json.is_object())
-    return Fail(ErrorCode::kInvalidArgument, "reading an answer: found '{}' (want a JSON object)", data.substr(0, 80));
+    return Fail(ErrorCode::kInvalidArgument, "reading an answer: found '{}' (want a JSON object)",
+                data.substr(0, 80));
   if (auto message = ErrorMessage(json)) return Fail(ErrorCode::kInternal, "{}", *message);
   AnswerPart part;
-  if (const Json* choices = FindField(json, "choices"); choices != nullptr && choices->is_array() && !choices->empty())
+  if (const Json* choices = FindField(json, "choices");
+      choices != nullptr && choices->is_array() && !choices->empty())
     ReadChoice((*choices)[0], part);
   if (const Json* usage = FindField(json, "usage"); usage != nullptr && usage->is_object())
     part.usage = AnswerUsage{Count(*usage, "prompt_tokens"), Count(*usage, "completion_tokens")};
@@ -81,7 +84,8 @@ std::string ServerMessage(int status, std::string_view body) {
       if (std::string message = StringField(*json, key); !message.empty())
         return fmt::format("{} (HTTP {})", message, status);
   }
-  const std::string_view line = body.substr(0, std::min({body.find_first_of("\r\n"), body.size(), std::size_t{200}}));
+  const std::string_view line =
+      body.substr(0, std::min({body.find_first_of("\r\n"), body.size(), std::size_t{200}}));
   return line.empty() ? fmt::format("HTTP {}", status) : fmt::format("{} (HTTP {})", line, status);
 }
 

@@ -1,5 +1,5 @@
-// What an OpenAI server says, as typed values: a chunk of a stream and a whole answer are read by one function,
-// of /v1/completions and of /v1/chat/completions. Pure; foreign bytes may be anything.
+// What an OpenAI server says, as typed values: a chunk of a stream and a whole answer are read by one
+// function, of /v1/completions and of /v1/chat/completions. Pure; foreign bytes may be anything.
 #pragma once
 
 #include <optional>
@@ -28,11 +28,12 @@ struct AnswerPart {
   std::optional<AnswerUsage> usage;
 };
 
-// kInvalidArgument: not JSON, or not an object. kInternal: the server's own error object, its message as it came.
+// kInvalidArgument: not JSON, or not an object. kInternal: the server's own error object, its message as it
+// came.
 Expected<AnswerPart> ParseAnswerPart(std::string_view data);
 
-// What an answer with an error status says: the message of OpenAI's (or FastAPI's) error object, else the first
-// line of the body, else the status alone.
+// What an answer with an error status says: the message of OpenAI's (or FastAPI's) error object, else the
+// first line of the body, else the status alone.
 std::string ServerMessage(int status, std::string_view body);
 
 // Reads of JSON that may have any shape: nullptr or the fallback where `key` is missing or of another type.

@@ -104,8 +104,8 @@ Expected<std::vector<MetricSample>> ParsePrometheusText(std::string_view text) {
     if (line.empty() || line.front() == '#') continue;
     auto sample = ParseLine(line);
     if (!sample)
-      return Fail(ErrorCode::kInvalidArgument, "reading metrics: line {} is not 'name{{labels}} value': '{}'", number,
-                  line.substr(0, 80));
+      return Fail(ErrorCode::kInvalidArgument, "reading metrics: line {} is not 'name{{labels}} value': '{}'",
+                  number, line.substr(0, 80));
     samples.push_back(*std::move(sample));
   }
   return samples;

@@ -38,7 +38,8 @@ Json Samples::ToJson() {
   const bool any = count_ > 0;
   out["mean"] = any ? Json(Mean()) : Json();
   out["min"] = any ? Json(Min()) : Json();
-  for (const int percent : {50, 90, 95, 99}) out[fmt::format("p{}", percent)] = any ? Json(Percentile(percent)) : Json();
+  for (const int percent : {50, 90, 95, 99})
+    out[fmt::format("p{}", percent)] = any ? Json(Percentile(percent)) : Json();
   out["max"] = any ? Json(Max()) : Json();
   return out;
 }

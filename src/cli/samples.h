@@ -1,5 +1,5 @@
-// A distribution kept as its samples: percentiles are exact until `limit` samples, beyond that they are those of a
-// uniform sample of that size (reservoir, by seed). Pure.
+// A distribution kept as its samples: percentiles are exact until `limit` samples, beyond that they are those
+// of a uniform sample of that size (reservoir, by seed). Pure.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ class Samples {
   double Mean() const { return sum_ / static_cast<double>(count_); }
   double Min() const { return min_; }
   double Max() const { return max_; }
-  // Linear between the two nearest ranks (numpy's default). `percent` in [0, 100]. Sorts. REQUIRES: Count() > 0.
+  // Linear between the two nearest ranks (numpy's default). `percent` in [0, 100]. Sorts. REQUIRES: Count() >
+  // 0.
   double Percentile(double percent);
 
   // {mean, min, p50, p90, p95, p99, max}; all null where there are no samples.

@@ -45,18 +45,21 @@ void Banner(const Options& options, const runtime::ElasticEngine& engine, int po
   const std::string& name = options.server.served_model_names.front();
   const runtime::EngineStats stats = engine.Stats();
   std::printf("\n  ElasticMoE %s  %s\n", options.server.version.c_str(), url.c_str());
-  std::printf("  model %s, %zu devices, kernels %s, %lu KV blocks, context %d, %.0f %% huge pages%s\n\n", name.c_str(),
-              stats.devices.size(), engine.kernels().c_str(), static_cast<unsigned long>(stats.kv_blocks), engine.MaxModelLen(),
-              engine.huge_share() * 100, engine.adopted() ? ", memory adopted" : "");
+  std::printf("  model %s, %zu devices, kernels %s, %lu KV blocks, context %d, %.0f %% huge pages%s\n\n",
+              name.c_str(), stats.devices.size(), engine.kernels().c_str(),
+              static_cast<unsigned long>(stats.kv_blocks), engine.MaxModelLen(), engine.huge_share() * 100,
+              engine.adopted() ? ", memory adopted" : "");
   if (text)
-    std::printf("  curl %s/v1/chat/completions -H 'content-type: application/json' \\\n"
-                "    -d '{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story.\"}]}'\n\n",
-                url.c_str(), name.c_str());
+    std::printf(
+        "  curl %s/v1/chat/completions -H 'content-type: application/json' \\\n"
+        "    -d '{\"model\":\"%s\",\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story.\"}]}'\n\n",
+        url.c_str(), name.c_str());
   else
-    std::printf("  The model has no tokenizer.json: it serves token ids only.\n"
-                "  curl %s/v1/completions -H 'content-type: application/json' \\\n"
-                "    -d '{\"model\":\"%s\",\"prompt\":[1,2,3],\"max_tokens\":8,\"return_token_ids\":true}'\n\n",
-                url.c_str(), name.c_str());
+    std::printf(
+        "  The model has no tokenizer.json: it serves token ids only.\n"
+        "  curl %s/v1/completions -H 'content-type: application/json' \\\n"
+        "    -d '{\"model\":\"%s\",\"prompt\":[1,2,3],\"max_tokens\":8,\"return_token_ids\":true}'\n\n",
+        url.c_str(), name.c_str());
   std::fflush(stdout);
 }
 
@@ -76,18 +79,23 @@ int Serve(Options options) {
   std::optional<model::ChatTemplate> chat_template;
   if (*tokenizer && !(*tokenizer)->ChatTemplateSource().empty()) {
     auto parsed = model::ChatTemplate::Parse((*tokenizer)->ChatTemplateSource());
-    if (!parsed) return Report({parsed.error().code, fmt::format("reading the chat template of {}: {}", directory.string(), parsed.error().message)});
+    if (!parsed)
+      return Report({parsed.error().code, fmt::format("reading the chat template of {}: {}",
+                                                      directory.string(), parsed.error().message)});
     chat_template = std::move(*parsed);
   }
-  auto engine = StartEngine(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
+  auto engine =
+      StartEngine(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
 
   if (options.server.served_model_names.empty())
     options.server.served_model_names = {std::filesystem::weakly_canonical(directory).filename().string()};
   options.server.model_root = directory.string();
   options.server.version = ELASTICMOE_VERSION;
-  if (options.generation_config == "auto") options.server.defaults = Defaults((*engine)->checkpoint().generation);
-  auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(), chat_template ? &*chat_template : nullptr);
+  if (options.generation_config == "auto")
+    options.server.defaults = Defaults((*engine)->checkpoint().generation);
+  auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(),
+                                      chat_template ? &*chat_template : nullptr);
   if (!api) return Report(api.error());
   runtime::ResizeController controller(**engine);
   server::AddScaleRoutes(**api, **engine, controller);
@@ -124,18 +132,29 @@ void RegisterServe(CLI::App& app, Action& action) {
   sub->footer(
       "Examples:\n"
       "  elasticmoe serve models/demo --devices 2\n"
-      "  elasticmoe serve /models/Qwen3-30B-A3B --devices 4 --threads-per-device 8 --kv-memory 4GiB --api-key SECRET");
+      "  elasticmoe serve /models/Qwen3-30B-A3B --devices 4 --threads-per-device 8 --kv-memory 4GiB "
+      "--api-key SECRET");
   AddEngineFlags(*sub, options->engine);
   sub->add_option("--host", s.http.host, "Address to listen on")->capture_default_str();
-  sub->add_option("--port", s.http.port, "Port; 0 takes a free one")->check(CLI::Range(0, 65535))->capture_default_str();
-  sub->add_option("--served-model-name", s.served_model_names, "Names that requests may use (default: the directory's)");
-  sub->add_option("--api-key", s.api_keys, "Key that /v1 asks for; may be given several times")->envname("ELASTICMOE_API_KEY");
-  sub->add_option("--max-connections", s.http.max_connections, "More are answered 503")->check(CLI::PositiveNumber)->capture_default_str();
-  sub->add_option("--max-body-bytes", s.http.max_body_bytes, "Larger bodies are answered 413")->transform(CLI::AsSizeValue(false));
-  sub->add_option("--generation-config", options->generation_config, "auto: sampling defaults from generation_config.json; none: OpenAI's")
-      ->check(CLI::IsMember({"auto", "none"}))->capture_default_str();
+  sub->add_option("--port", s.http.port, "Port; 0 takes a free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  sub->add_option("--served-model-name", s.served_model_names,
+                  "Names that requests may use (default: the directory's)");
+  sub->add_option("--api-key", s.api_keys, "Key that /v1 asks for; may be given several times")
+      ->envname("ELASTICMOE_API_KEY");
+  sub->add_option("--max-connections", s.http.max_connections, "More are answered 503")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  sub->add_option("--max-body-bytes", s.http.max_body_bytes, "Larger bodies are answered 413")
+      ->transform(CLI::AsSizeValue(false));
+  sub->add_option("--generation-config", options->generation_config,
+                  "auto: sampling defaults from generation_config.json; none: OpenAI's")
+      ->check(CLI::IsMember({"auto", "none"}))
+      ->capture_default_str();
   sub->add_option("--log-level", options->log_level, "debug, info, warn or error")
-      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))->capture_default_str();
+      ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
+      ->capture_default_str();
   sub->callback([&action, options] { action = [options] { return Serve(*options); }; });
 }
 

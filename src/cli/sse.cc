@@ -15,7 +15,8 @@ Status SseParser::Feed(std::string_view bytes, const std::function<void(const Ss
     }
     const std::size_t end = std::min(bytes.find_first_of("\r\n"), bytes.size());
     if (line_.size() + event_.data.size() + end > limit_bytes_)
-      return Fail(ErrorCode::kResourceExhausted, "reading events: one event is larger than {} bytes", limit_bytes_);
+      return Fail(ErrorCode::kResourceExhausted, "reading events: one event is larger than {} bytes",
+                  limit_bytes_);
     if (end == bytes.size()) {
       line_ += bytes;
       break;

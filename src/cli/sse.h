@@ -18,11 +18,12 @@ struct SseEvent {
 
 class SseParser {
  public:
-  // `limit_bytes` of one line and of one event's data: a server that never ends an event must not fill our memory.
+  // `limit_bytes` of one line and of one event's data: a server that never ends an event must not fill our
+  // memory.
   explicit SseParser(std::size_t limit_bytes = std::size_t{16} << 20) : limit_bytes_(limit_bytes) {}
 
-  // Calls `on_event` for each event that ends in `bytes`. Events without data are dropped, as the standard says.
-  // kResourceExhausted beyond the limit; the parser is of no use afterwards.
+  // Calls `on_event` for each event that ends in `bytes`. Events without data are dropped, as the standard
+  // says. kResourceExhausted beyond the limit; the parser is of no use afterwards.
   Status Feed(std::string_view bytes, const std::function<void(const SseEvent&)>& on_event);
 
  private:

@@ -16,7 +16,8 @@ constexpr double kMaxSeconds = 4.2e9;
 
 std::string_view Trim(std::string_view text) {
   while (!text.empty() && (text.front() == ' ' || text.front() == '"')) text.remove_prefix(1);
-  while (!text.empty() && (text.back() == ' ' || text.back() == '"' || text.back() == '\r')) text.remove_suffix(1);
+  while (!text.empty() && (text.back() == ' ' || text.back() == '"' || text.back() == '\r'))
+    text.remove_suffix(1);
   return text;
 }
 

@@ -1,6 +1,6 @@
-// Traces of requests as CSV: TIMESTAMP,ContextTokens,GeneratedTokens with a header, as the Azure LLM inference
-// traces are. TIMESTAMP is `YYYY-MM-DD hh:mm:ss[.fraction]` (blank or 'T' between, a zone of Z or +00:00 is
-// ignored) or seconds as a number. Pure.
+// Traces of requests as CSV: TIMESTAMP,ContextTokens,GeneratedTokens with a header, as the Azure LLM
+// inference traces are. TIMESTAMP is `YYYY-MM-DD hh:mm:ss[.fraction]` (blank or 'T' between, a zone of Z or
+// +00:00 is ignored) or seconds as a number. Pure.
 #pragma once
 
 #include <string_view>

@@ -16,7 +16,8 @@ Expected<Url> ParseUrl(std::string_view text) {
     rest.remove_prefix(scheme + 3);
   }
   for (const char c : rest)
-    if (static_cast<unsigned char>(c) <= ' ' || c == 0x7F) return refuse("holds a blank or a control character");
+    if (static_cast<unsigned char>(c) <= ' ' || c == 0x7F)
+      return refuse("holds a blank or a control character");
   if (rest.find_first_of("?#@") != rest.npos) return refuse("holds one of '?', '#', '@'");
   Url url;
   const std::size_t slash = std::min(rest.find('/'), rest.size());
@@ -36,7 +37,8 @@ Expected<Url> ParseUrl(std::string_view text) {
   if (url.host.empty()) return refuse("names no host");
   if (!authority.empty()) {
     authority.remove_prefix(1);
-    const auto [end, error] = std::from_chars(authority.data(), authority.data() + authority.size(), url.port);
+    const auto [end, error] =
+        std::from_chars(authority.data(), authority.data() + authority.size(), url.port);
     if (error != std::errc() || end != authority.data() + authority.size() || url.port == 0)
       return refuse("has no port of 1 to 65535 after ':'");
   }

@@ -12,9 +12,9 @@ namespace elasticmoe::core {
 
 struct AttentionSpec {
   int heads = 0;
-  int kv_heads = 0;     // divides heads
-  int head_dim = 0;     // independent of hidden / heads
-  bool qk_norm = false; // RMSNorm over head_dim of each q and k head, before RoPE
+  int kv_heads = 0;      // divides heads
+  int head_dim = 0;      // independent of hidden / heads
+  bool qk_norm = false;  // RMSNorm over head_dim of each q and k head, before RoPE
   bool qkv_bias = false;
   double rope_theta = 10000.0;  // rotate-half RoPE over the whole head
   float scale = 0.0F;           // of q . k, usually head_dim^-0.5
@@ -26,8 +26,8 @@ struct AttentionSpec {
 struct MoeSpec {
   int experts = 0;
   int top_k = 0;
-  int expert_width = 0;     // intermediate size of one expert
-  bool renormalize = false; // chosen weights are divided by their sum
+  int expert_width = 0;      // intermediate size of one expert
+  bool renormalize = false;  // chosen weights are divided by their sum
 };
 
 struct LayerSpec {
@@ -36,10 +36,10 @@ struct LayerSpec {
 };
 
 struct ModelSpec {
-  std::string family;    // config.json's model_type
-  int vocab = 0;         // rows of the embedding, >= the tokenizer's ids
+  std::string family;  // config.json's model_type
+  int vocab = 0;       // rows of the embedding, >= the tokenizer's ids
   int hidden = 0;
-  int max_positions = 0; // context limit in tokens
+  int max_positions = 0;  // context limit in tokens
   float rms_eps = 1e-6F;
   bool tied_head = false;
   AttentionSpec attention;

@@ -23,8 +23,8 @@ class ChatTemplate {
   ~ChatTemplate();
 
   // `variables` is an object: messages, tools, add_generation_prompt, bos_token, eos_token, ... Errors:
-  // kInvalidArgument with the template's own words where it calls raise_exception, or what went wrong and the line.
-  // `now_unix_s`: what strftime_now shows.
+  // kInvalidArgument with the template's own words where it calls raise_exception, or what went wrong and the
+  // line. `now_unix_s`: what strftime_now shows.
   Expected<std::string> Render(const Json& variables, std::int64_t now_unix_s) const;
 
   // True if the template walks over message.content itself (so parts must not be joined to a string first).

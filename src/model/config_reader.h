@@ -1,5 +1,6 @@
 // Reads typed, range-checked values from a JSON object that others wrote (config.json,
-// generation_config.json). Errors read `key=found (expected ...)`; the caller puts the file's name before. Pure.
+// generation_config.json). Errors read `key=found (expected ...)`; the caller puts the file's name before.
+// Pure.
 #pragma once
 
 #include <cstdint>

@@ -15,18 +15,35 @@ namespace elasticmoe::model {
 
 // What a tensor is for. `layer` is -1 outside of layers, `expert` -1 outside of experts.
 enum class TensorRole {
-  kEmbedding, kFinalNorm, kLmHead,
-  kAttentionNorm, kQ, kK, kV, kQBias, kKBias, kVBias, kQNorm, kKNorm, kO,
-  kMlpNorm, kRouter, kDenseGate, kDenseUp, kDenseDown,
-  kExpertGate, kExpertUp, kExpertDown,
+  kEmbedding,
+  kFinalNorm,
+  kLmHead,
+  kAttentionNorm,
+  kQ,
+  kK,
+  kV,
+  kQBias,
+  kKBias,
+  kVBias,
+  kQNorm,
+  kKNorm,
+  kO,
+  kMlpNorm,
+  kRouter,
+  kDenseGate,
+  kDenseUp,
+  kDenseDown,
+  kExpertGate,
+  kExpertUp,
+  kExpertDown,
 };
 
 struct TensorName {
   TensorRole role;
   int layer = -1;
   int expert = -1;
-  std::string name;                  // in the checkpoint
-  std::vector<std::int64_t> shape;   // [outputs, inputs] or [n]
+  std::string name;                 // in the checkpoint
+  std::vector<std::int64_t> shape;  // [outputs, inputs] or [n]
 };
 
 class Family {

@@ -18,7 +18,8 @@
 
 namespace elasticmoe::model {
 
-inline constexpr std::uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;  // the original implementation's limit
+inline constexpr std::uint64_t kMaxSafetensorsHeaderBytes =
+    100'000'000;  // the original implementation's limit
 
 struct SafetensorsTensor {
   std::string name;

@@ -27,7 +27,8 @@ Status SendAll(int fd, const char* data, std::size_t size) {
   while (size > 0) {
     const ssize_t sent = ::send(fd, data, size, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
-    if (sent <= 0) return Fail(ErrorCode::kUnavailable, "sending a control message: {}", std::strerror(errno));
+    if (sent <= 0)
+      return Fail(ErrorCode::kUnavailable, "sending a control message: {}", std::strerror(errno));
     data += sent;
     size -= static_cast<std::size_t>(sent);
   }
@@ -39,7 +40,8 @@ Status ReceiveAll(int fd, char* data, std::size_t size) {
     const ssize_t got = ::recv(fd, data, size, 0);
     if (got < 0 && errno == EINTR) continue;
     if (got == 0) return Fail(ErrorCode::kUnavailable, "receiving a control message: the peer is gone");
-    if (got < 0) return Fail(ErrorCode::kUnavailable, "receiving a control message: {}", std::strerror(errno));
+    if (got < 0)
+      return Fail(ErrorCode::kUnavailable, "receiving a control message: {}", std::strerror(errno));
     data += got;
     size -= static_cast<std::size_t>(got);
   }
@@ -70,16 +72,18 @@ Expected<Channel> Channel::Connect(const std::string& name) {
   if (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0)
     return Fail(ErrorCode::kUnavailable, "connecting to @{}: {}", name, std::strerror(errno));
   if (!SameUser(socket.get()))
-    return Fail(ErrorCode::kFailedPrecondition, "connecting to @{}: the socket belongs to another user", name);
+    return Fail(ErrorCode::kFailedPrecondition, "connecting to @{}: the socket belongs to another user",
+                name);
   return Channel(std::move(socket));
 }
 
 Status Channel::Send(const Json& body, const std::vector<int>& fds) {
   const std::string text = DumpJson(body);
-  const std::uint32_t head[2] = {static_cast<std::uint32_t>(text.size()), static_cast<std::uint32_t>(fds.size())};
+  const std::uint32_t head[2] = {static_cast<std::uint32_t>(text.size()),
+                                 static_cast<std::uint32_t>(fds.size())};
   if (text.size() > kMaxFrame || fds.size() > kMaxFds)
-    return Fail(ErrorCode::kInvalidArgument, "sending a control message: bytes={} fds={} (limit={}, {})", text.size(),
-                fds.size(), kMaxFrame, kMaxFds);
+    return Fail(ErrorCode::kInvalidArgument, "sending a control message: bytes={} fds={} (limit={}, {})",
+                text.size(), fds.size(), kMaxFrame, kMaxFds);
   iovec part{const_cast<std::uint32_t*>(head), sizeof(head)};
   msghdr message{};
   message.msg_iov = &part;
@@ -108,7 +112,8 @@ Expected<Message> Channel::Receive(int timeout_ms) {
   int ready;
   do ready = ::poll(&poll_fd, 1, timeout_ms);
   while (ready < 0 && errno == EINTR);
-  if (ready == 0) return Fail(ErrorCode::kDeadlineExceeded, "receiving a control message: none within {} ms", timeout_ms);
+  if (ready == 0)
+    return Fail(ErrorCode::kDeadlineExceeded, "receiving a control message: none within {} ms", timeout_ms);
 
   std::uint32_t head[2];
   iovec part{head, sizeof(head)};
@@ -138,8 +143,9 @@ Expected<Message> Channel::Receive(int timeout_ms) {
   if (head[0] > kMaxFrame)
     return Fail(ErrorCode::kDataLoss, "receiving a control message: bytes={} (limit={})", head[0], kMaxFrame);
   if (head[1] != result.fds.size())
-    return Fail(ErrorCode::kDataLoss, "receiving a control message: {} of {} descriptors came; raise ulimit -n",
-                result.fds.size(), head[1]);
+    return Fail(ErrorCode::kDataLoss,
+                "receiving a control message: {} of {} descriptors came; raise ulimit -n", result.fds.size(),
+                head[1]);
   std::string text(head[0], '\0');
   EM_RETURN_IF_ERROR(ReceiveAll(socket_.get(), text.data(), text.size()));
   EM_ASSIGN_OR_RETURN(result.body, ParseJson(text));
@@ -159,8 +165,8 @@ Expected<Listener> Listener::Bind(const std::string& name) {
   socklen_t length = 0;
   const sockaddr_un address = AbstractAddress(name, length);
   if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0)
-    return Fail(errno == EADDRINUSE ? ErrorCode::kAlreadyExists : ErrorCode::kUnavailable, "listening on @{}: {}", name,
-                std::strerror(errno));
+    return Fail(errno == EADDRINUSE ? ErrorCode::kAlreadyExists : ErrorCode::kUnavailable,
+                "listening on @{}: {}", name, std::strerror(errno));
   if (::listen(socket.get(), 64) != 0)
     return Fail(ErrorCode::kUnavailable, "listening on @{}: {}", name, std::strerror(errno));
   return Listener(std::move(socket));
@@ -168,7 +174,8 @@ Expected<Listener> Listener::Bind(const std::string& name) {
 
 Expected<Channel> Listener::Accept() {
   Fd socket(::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-  if (!socket) return Fail(ErrorCode::kUnavailable, "accepting a control connection: {}", std::strerror(errno));
+  if (!socket)
+    return Fail(ErrorCode::kUnavailable, "accepting a control connection: {}", std::strerror(errno));
   if (!SameUser(socket.get()))
     return Fail(ErrorCode::kFailedPrecondition, "accepting a control connection: the peer is another user");
   return Channel(std::move(socket));
@@ -182,7 +189,8 @@ Status StatusOf(const Json& body) {
   if (!body.is_object() || !body.contains("error")) return {};
   const Json& error = body["error"];
   return tl::unexpected<Error>(
-      Error{static_cast<ErrorCode>(error.value("code", static_cast<int>(ErrorCode::kInternal))), error.value("message", "")});
+      Error{static_cast<ErrorCode>(error.value("code", static_cast<int>(ErrorCode::kInternal))),
+            error.value("message", "")});
 }
 
 }  // namespace elasticmoe::runtime

@@ -17,22 +17,22 @@ struct DeviceStats {
   DeviceId device;
   int pid = 0;
   int sequences = 0;
-  std::uint64_t rows = 0;           // token rows computed since start
-  std::uint64_t experts = 0;        // (layer, expert) pairs served
+  std::uint64_t rows = 0;     // token rows computed since start
+  std::uint64_t experts = 0;  // (layer, expert) pairs served
 };
 
 // Counters count since start.
 struct EngineStats {
   int running = 0;
   int waiting = 0;
-  double kv_usage = 0.0;            // share of KV blocks in use, 0..1
+  double kv_usage = 0.0;  // share of KV blocks in use, 0..1
   std::uint64_t kv_blocks = 0;
   std::uint64_t steps = 0;
   std::uint64_t preemptions = 0;
-  std::uint64_t prefix_queries = 0; // tokens looked up in the prefix cache
-  std::uint64_t prefix_hits = 0;    // tokens found there
+  std::uint64_t prefix_queries = 0;  // tokens looked up in the prefix cache
+  std::uint64_t prefix_hits = 0;     // tokens found there
   std::uint64_t epoch = 0;
-  std::uint64_t recoveries = 0;     // workers replaced after they died
+  std::uint64_t recoveries = 0;  // workers replaced after they died
   std::vector<DeviceStats> devices;
 };
 
@@ -55,7 +55,7 @@ class Engine {
 
   virtual EngineStats Stats() const = 0;  // thread-safe
   virtual const core::ModelSpec& Spec() const = 0;
-  virtual int MaxModelLen() const = 0;    // context limit in force, tokens
+  virtual int MaxModelLen() const = 0;  // context limit in force, tokens
 };
 
 }  // namespace elasticmoe::runtime

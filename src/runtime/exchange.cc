@@ -13,7 +13,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr std::uint64_t kMagic = 0x31'45'6f'4d'63'69'74'73;  // also the layout's version
-constexpr std::size_t kAlignment = 4096;  // areas of different devices share no page
+constexpr std::size_t kAlignment = 4096;                     // areas of different devices share no page
 
 std::size_t Take(std::size_t& at, std::size_t bytes, std::size_t alignment = 64) {
   at = (at + alignment - 1) / alignment * alignment;
@@ -27,7 +27,8 @@ std::size_t Take(std::size_t& at, std::size_t bytes, std::size_t alignment = 64)
 Exchange::Offsets Exchange::Layout(const ExchangeShape& shape) {
   Offsets o;
   std::size_t at = sizeof(ExchangeHeader);
-  o.table_stride = std::size_t((shape.max_model_len + shape.block_tokens - 1) / shape.block_tokens) * sizeof(std::uint32_t);
+  o.table_stride = std::size_t((shape.max_model_len + shape.block_tokens - 1) / shape.block_tokens) *
+                   sizeof(std::uint32_t);
   o.tables = Take(at, o.table_stride * shape.max_slots, kAlignment);
   o.history_stride = std::size_t(shape.max_model_len + 1) * sizeof(std::int32_t);
   o.history = Take(at, o.history_stride * shape.max_slots, kAlignment);
@@ -52,7 +53,8 @@ Expected<Exchange> Exchange::Create(const ExchangeShape& shape) {
   EM_CHECK(shape.max_devices <= kMaxDevices);
   Exchange exchange;
   exchange.offsets_ = Layout(shape);
-  EM_ASSIGN_OR_RETURN(exchange.memory_, CreateMemory("elasticmoe-exchange", exchange.offsets_.total, PageKind::kSmall));
+  EM_ASSIGN_OR_RETURN(exchange.memory_,
+                      CreateMemory("elasticmoe-exchange", exchange.offsets_.total, PageKind::kSmall));
   EM_ASSIGN_OR_RETURN(exchange.mapping_, Map(exchange.memory_.get(), 0, exchange.offsets_.total, true));
   ::madvise(exchange.mapping_.data(), exchange.mapping_.size(), MADV_HUGEPAGE);
   exchange.header().shape = shape;
@@ -61,7 +63,7 @@ Expected<Exchange> Exchange::Create(const ExchangeShape& shape) {
 }
 
 Expected<Exchange> Exchange::Attach(int fd) {
-  struct stat info{};
+  struct stat info {};
   if (::fstat(fd, &info) != 0 || static_cast<std::size_t>(info.st_size) < sizeof(ExchangeHeader))
     return Fail(ErrorCode::kInvalidArgument, "attaching to the exchange: descriptor {} is none", fd);
   Exchange exchange;
@@ -74,7 +76,9 @@ Expected<Exchange> Exchange::Attach(int fd) {
   return exchange;
 }
 
-DeviceHeader& Exchange::device(int device) const { return *reinterpret_cast<DeviceHeader*>(DeviceArea(device)); }
+DeviceHeader& Exchange::device(int device) const {
+  return *reinterpret_cast<DeviceHeader*>(DeviceArea(device));
+}
 
 std::uint32_t* Exchange::BlockTable(int slot) const {
   return reinterpret_cast<std::uint32_t*>(mapping_.data() + offsets_.tables + slot * offsets_.table_stride);
@@ -86,19 +90,28 @@ SlotSampling& Exchange::Sampling(int slot) const {
   return reinterpret_cast<SlotSampling*>(mapping_.data() + offsets_.sampling)[slot];
 }
 std::uint8_t* Exchange::PlacementEntry(int ring_index, int layer, int expert) const {
-  return reinterpret_cast<std::uint8_t*>(mapping_.data() + offsets_.placements + ring_index * offsets_.placement_stride) +
+  return reinterpret_cast<std::uint8_t*>(mapping_.data() + offsets_.placements +
+                                         ring_index * offsets_.placement_stride) +
          (std::size_t(layer) * shape().experts + expert) * (1 + kMaxReplicas);
 }
-PlanEntry* Exchange::Plan(int device) const { return reinterpret_cast<PlanEntry*>(DeviceArea(device) + offsets_.plan); }
+PlanEntry* Exchange::Plan(int device) const {
+  return reinterpret_cast<PlanEntry*>(DeviceArea(device) + offsets_.plan);
+}
 LogprobRecord* Exchange::Sampled(int device) const {
   return reinterpret_cast<LogprobRecord*>(DeviceArea(device) + offsets_.sampled);
 }
 LogprobRecord* Exchange::PromptScores(int device) const {
   return reinterpret_cast<LogprobRecord*>(DeviceArea(device) + offsets_.scores);
 }
-std::byte* Exchange::Activations(int device) const { return DeviceArea(device) + offsets_.activations; }
-std::int32_t* Exchange::Routes(int device) const { return reinterpret_cast<std::int32_t*>(DeviceArea(device) + offsets_.routes); }
-float* Exchange::Outputs(int device) const { return reinterpret_cast<float*>(DeviceArea(device) + offsets_.outputs); }
+std::byte* Exchange::Activations(int device) const {
+  return DeviceArea(device) + offsets_.activations;
+}
+std::int32_t* Exchange::Routes(int device) const {
+  return reinterpret_cast<std::int32_t*>(DeviceArea(device) + offsets_.routes);
+}
+float* Exchange::Outputs(int device) const {
+  return reinterpret_cast<float*>(DeviceArea(device) + offsets_.outputs);
+}
 
 void Exchange::WritePlacement(int ring_index, const core::Placement& placement) const {
   for (int layer = 0; layer < placement.layers(); ++layer) {
@@ -112,7 +125,8 @@ void Exchange::WritePlacement(int ring_index, const core::Placement& placement) 
   }
 }
 
-void WriteSampling(const core::GenerationRequest& request, std::span<const TokenId> eos_ids, SlotSampling& out) {
+void WriteSampling(const core::GenerationRequest& request, std::span<const TokenId> eos_ids,
+                   SlotSampling& out) {
   const core::SamplingParams& params = request.sampling;
   out.seed = params.seed;
   out.temperature = params.temperature;

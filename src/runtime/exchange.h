@@ -3,14 +3,15 @@
 // resize changes none of it; pages that are never written take no memory.
 //
 //   header            step word (workers sleep on it), finish word (the engine sleeps on it), abort word
-//   tables            per table slot: block table, token history, sampling; the coordinator writes, workers read
-//   placements        owner device of each expert, four epochs in turn
-//   per device        sync words, plan, results, activations, routing, expert outputs
+//   tables            per table slot: block table, token history, sampling; the coordinator writes, workers
+//   read placements        owner device of each expert, four epochs in turn per device        sync words,
+//   plan, results, activations, routing, expert outputs
 //
 // One step, for a rank with rows r and a rank e that owns experts they chose, layer by layer:
-//   r: writes activations + routing ─► r.dispatched = tag ─► e: computes into r.outputs ─► e.returned = tag ─► r: combines
-// A tag numbers (step, layer) and only grows; a rank that has nothing to send or serve sets its last tag at once.
-// Written by one, read by others after the tag: no locks.
+//   r: writes activations + routing ─► r.dispatched = tag ─► e: computes into r.outputs ─► e.returned = tag
+//   ─► r: combines
+// A tag numbers (step, layer) and only grows; a rank that has nothing to send or serve sets its last tag at
+// once. Written by one, read by others after the tag: no locks.
 #pragma once
 
 #include <atomic>
@@ -31,15 +32,15 @@ namespace elasticmoe::runtime {
 
 inline constexpr int kMaxDevices = 64;
 inline constexpr int kMaxReplicas = 4;
-inline constexpr int kPlacementRing = 4;   // epochs whose tables are kept
-inline constexpr int kMaxBias = 1024;      // logit_bias entries a request
-inline constexpr int kMaxBanned = 64;      // stop ids a request, with the model's eos ids
+inline constexpr int kPlacementRing = 4;  // epochs whose tables are kept
+inline constexpr int kMaxBias = 1024;     // logit_bias entries a request
+inline constexpr int kMaxBanned = 64;     // stop ids a request, with the model's eos ids
 
 struct ExchangeShape {
   std::int32_t max_devices = 0;
-  std::int32_t max_rows = 0;        // rows a device a step
-  std::int32_t max_slots = 0;       // table slots = running sequences
-  std::int32_t max_model_len = 0;   // tokens
+  std::int32_t max_rows = 0;       // rows a device a step
+  std::int32_t max_slots = 0;      // table slots = running sequences
+  std::int32_t max_model_len = 0;  // tokens
   std::int32_t block_tokens = 0;
   std::int32_t hidden = 0;
   std::int32_t top_k = 0;
@@ -74,26 +75,26 @@ struct LogprobRecord {
 
 // One device's sync words and step inputs.
 struct DeviceHeader {
-  SharedWord dispatched;   // rows of layers up to this tag are in place
-  SharedWord returned;     // expert outputs of layers up to this tag are in place
+  SharedWord dispatched;  // rows of layers up to this tag are in place
+  SharedWord returned;    // expert outputs of layers up to this tag are in place
   std::atomic<std::uint32_t> finished_step;
-  std::atomic<std::uint64_t> expert_rows;   // since start: load of this device's experts
+  std::atomic<std::uint64_t> expert_rows;  // since start: load of this device's experts
   std::int32_t entry_count;
   std::int32_t row_count;
-  std::int64_t compute_ns, wait_ns;         // of the last step
+  std::int64_t compute_ns, wait_ns;  // of the last step
 };
 
 struct ExchangeHeader {
   std::uint64_t magic;
   ExchangeShape shape;
-  SharedWord step;         // number of the step to run; grows by one
-  SharedWord finish;       // devices done with steps, counted up
+  SharedWord step;                        // number of the step to run; grows by one
+  SharedWord finish;                      // devices done with steps, counted up
   std::atomic<std::uint32_t> abort_step;  // this step is given up
-  std::uint64_t epoch;     // of the step
+  std::uint64_t epoch;                    // of the step
   std::int32_t placement_index;
   std::int32_t member_count;
-  std::int32_t members[kMaxDevices];      // device ids by rank
-  std::int32_t spin;                      // pauses a waiter may spin
+  std::int32_t members[kMaxDevices];  // device ids by rank
+  std::int32_t spin;                  // pauses a waiter may spin
 };
 
 class Exchange {
@@ -108,8 +109,8 @@ class Exchange {
   ExchangeHeader& header() const { return *reinterpret_cast<ExchangeHeader*>(mapping_.data()); }
   DeviceHeader& device(int device) const;
 
-  std::uint32_t* BlockTable(int slot) const;     // [blocks of max_model_len]
-  std::int32_t* TokenHistory(int slot) const;    // [max_model_len]
+  std::uint32_t* BlockTable(int slot) const;   // [blocks of max_model_len]
+  std::int32_t* TokenHistory(int slot) const;  // [max_model_len]
   SlotSampling& Sampling(int slot) const;
 
   // Owner devices of (layer, expert) in the ring's table: first byte count, then devices.
@@ -121,22 +122,26 @@ class Exchange {
     return entry[1 + source_rank % entry[0]];
   }
 
-  PlanEntry* Plan(int device) const;             // [max_slots]
-  LogprobRecord* Sampled(int device) const;      // [max_slots], by plan entry
-  LogprobRecord* PromptScores(int device) const; // [max_rows], by row
-  std::byte* Activations(int device) const;      // [max_rows, hidden] of activation_bytes
-  std::int32_t* Routes(int device) const;        // [max_rows, top_k]
-  float* Outputs(int device) const;              // [max_rows, top_k, hidden]
+  PlanEntry* Plan(int device) const;              // [max_slots]
+  LogprobRecord* Sampled(int device) const;       // [max_slots], by plan entry
+  LogprobRecord* PromptScores(int device) const;  // [max_rows], by row
+  std::byte* Activations(int device) const;       // [max_rows, hidden] of activation_bytes
+  std::int32_t* Routes(int device) const;         // [max_rows, top_k]
+  float* Outputs(int device) const;               // [max_rows, top_k, hidden]
 
  private:
   struct Offsets {
-    std::size_t tables = 0, table_stride = 0, history = 0, history_stride = 0, sampling = 0, placements = 0, placement_stride = 0;
+    std::size_t tables = 0, table_stride = 0, history = 0, history_stride = 0, sampling = 0, placements = 0,
+                placement_stride = 0;
     std::size_t devices = 0, device_stride = 0;
-    std::size_t plan = 0, sampled = 0, scores = 0, activations = 0, routes = 0, outputs = 0;  // within a device
+    std::size_t plan = 0, sampled = 0, scores = 0, activations = 0, routes = 0,
+                outputs = 0;  // within a device
     std::size_t total = 0;
   };
   static Offsets Layout(const ExchangeShape& shape);
-  std::byte* DeviceArea(int device) const { return mapping_.data() + offsets_.devices + std::size_t(device) * offsets_.device_stride; }
+  std::byte* DeviceArea(int device) const {
+    return mapping_.data() + offsets_.devices + std::size_t(device) * offsets_.device_stride;
+  }
 
   Fd memory_;
   Mapping mapping_;
@@ -147,9 +152,12 @@ class Exchange {
 inline std::uint32_t LayerTag(std::uint32_t step, int moe_layers, int layer) {
   return step * static_cast<std::uint32_t>(moe_layers + 1) + static_cast<std::uint32_t>(layer) + 1;
 }
-inline bool Reached(std::uint32_t value, std::uint32_t tag) { return static_cast<std::int32_t>(value - tag) >= 0; }
+inline bool Reached(std::uint32_t value, std::uint32_t tag) {
+  return static_cast<std::int32_t>(value - tag) >= 0;
+}
 
-void WriteSampling(const core::GenerationRequest& request, std::span<const TokenId> eos_ids, SlotSampling& out);
+void WriteSampling(const core::GenerationRequest& request, std::span<const TokenId> eos_ids,
+                   SlotSampling& out);
 core::SamplingParams ReadSampling(const SlotSampling& in);
 void WriteLogprob(const core::TokenLogprob& in, LogprobRecord& out);
 core::TokenLogprob ReadLogprob(const LogprobRecord& in);

@@ -33,7 +33,9 @@ bool Process::WaitEnd(int timeout_ms) const {
   return true;
 }
 
-void Process::Signal(int signal) const { ::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0); }
+void Process::Signal(int signal) const {
+  ::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0);
+}
 
 Expected<Process> SpawnSelf(const SpawnOptions& options) {
   std::vector<std::string> texts{"elasticmoe"};
@@ -64,7 +66,8 @@ Expected<Process> SpawnSelf(const SpawnOptions& options) {
   if (!process.pidfd) {
     ::kill(pid, SIGKILL);
     ::waitpid(pid, nullptr, 0);
-    return Fail(ErrorCode::kResourceExhausted, "starting a process: pidfd_open: {}; raise ulimit -n", std::strerror(errno));
+    return Fail(ErrorCode::kResourceExhausted, "starting a process: pidfd_open: {}; raise ulimit -n",
+                std::strerror(errno));
   }
   return process;
 }

@@ -1,4 +1,5 @@
-// Child processes of the coordinator: the same program again with another subcommand. Effects: fork, exec, kill.
+// Child processes of the coordinator: the same program again with another subcommand. Effects: fork, exec,
+// kill.
 #pragma once
 
 #include <string>
@@ -14,16 +15,16 @@ struct Process {
   int pid = -1;
   Fd pidfd;  // readable once it has ended
 
-  bool Ended() const;                    // false if it still runs
-  bool WaitEnd(int timeout_ms) const;    // reaps it; false if it still runs then
+  bool Ended() const;                  // false if it still runs
+  bool WaitEnd(int timeout_ms) const;  // reaps it; false if it still runs then
   void Signal(int signal) const;
 };
 
 struct SpawnOptions {
-  std::vector<std::string> arguments;    // after the program's own path
-  std::vector<int> inherit;              // descriptors the child gets, at the same numbers
-  bool own_session = true;               // a terminal's Ctrl-C goes to the coordinator alone
-  bool die_with_parent = true;           // SIGKILL when the coordinator ends, however it ends
+  std::vector<std::string> arguments;  // after the program's own path
+  std::vector<int> inherit;            // descriptors the child gets, at the same numbers
+  bool own_session = true;             // a terminal's Ctrl-C goes to the coordinator alone
+  bool die_with_parent = true;         // SIGKILL when the coordinator ends, however it ends
 };
 
 // Starts this same program. kUnavailable where fork or exec fails.

@@ -22,7 +22,9 @@
 namespace elasticmoe::runtime {
 namespace {
 
-std::size_t RoundUp(std::size_t value, std::size_t unit) { return (value + unit - 1) / unit * unit; }
+std::size_t RoundUp(std::size_t value, std::size_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 
 std::string FirstLine(const char* path) {
   std::ifstream file(path);
@@ -49,10 +51,12 @@ std::size_t HugeMapped(const std::byte* data) {
   while (std::getline(smaps, line)) {
     unsigned long begin = 0, end = 0;
     if (std::sscanf(line.c_str(), "%lx-%lx ", &begin, &end) == 2)
-      inside = begin <= reinterpret_cast<std::uintptr_t>(data) && reinterpret_cast<std::uintptr_t>(data) < end;
+      inside =
+          begin <= reinterpret_cast<std::uintptr_t>(data) && reinterpret_cast<std::uintptr_t>(data) < end;
     unsigned long kilobytes = 0;
     if (inside && std::sscanf(line.c_str(), "ShmemPmdMapped: %lu", &kilobytes) == 1) return kilobytes << 10;
-    if (inside && std::sscanf(line.c_str(), "Private_Hugetlb: %lu", &kilobytes) == 1 && kilobytes > 0) return kilobytes << 10;
+    if (inside && std::sscanf(line.c_str(), "Private_Hugetlb: %lu", &kilobytes) == 1 && kilobytes > 0)
+      return kilobytes << 10;
   }
   return 0;
 }
@@ -61,9 +65,12 @@ std::size_t HugeMapped(const std::byte* data) {
 
 std::string_view ToString(PageKind kind) {
   switch (kind) {
-    case PageKind::kSmall: return "4 KiB";
-    case PageKind::kTransparentHuge: return "2 MiB transparent";
-    case PageKind::kHugetlb: return "2 MiB hugetlb";
+    case PageKind::kSmall:
+      return "4 KiB";
+    case PageKind::kTransparentHuge:
+      return "2 MiB transparent";
+    case PageKind::kHugetlb:
+      return "2 MiB hugetlb";
   }
   return "unknown";
 }
@@ -86,32 +93,37 @@ Expected<Fd> CreateMemory(const std::string& name, std::size_t bytes, PageKind k
   if (kind == PageKind::kHugetlb) flags |= MFD_HUGETLB;
   Fd fd(::memfd_create(name.c_str(), flags));
   if (!fd)
-    return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: memfd_create: {}{}", name, std::strerror(errno),
-                errno == EMFILE ? "; raise ulimit -n" : "");
+    return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: memfd_create: {}{}", name,
+                std::strerror(errno), errno == EMFILE ? "; raise ulimit -n" : "");
   if (::ftruncate(fd.get(), static_cast<off_t>(RoundUp(bytes, kHugePage))) != 0)
-    return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: {} bytes: {}", name, bytes, std::strerror(errno));
+    return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: {} bytes: {}", name, bytes,
+                std::strerror(errno));
   return fd;
 }
 
 Expected<Mapping> Reserve(std::size_t bytes) {
   const std::size_t wanted = RoundUp(bytes, kHugePage);
-  void* raw = ::mmap(nullptr, wanted + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* raw =
+      ::mmap(nullptr, wanted + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (raw == MAP_FAILED)
-    return Fail(ErrorCode::kResourceExhausted, "reserving {} bytes of addresses: {}; see ulimit -v", bytes, std::strerror(errno));
+    return Fail(ErrorCode::kResourceExhausted, "reserving {} bytes of addresses: {}; see ulimit -v", bytes,
+                std::strerror(errno));
   auto* begin = static_cast<std::byte*>(raw);
-  const std::size_t skip = RoundUp(reinterpret_cast<std::uintptr_t>(begin), kHugePage) - reinterpret_cast<std::uintptr_t>(begin);
+  const std::size_t skip =
+      RoundUp(reinterpret_cast<std::uintptr_t>(begin), kHugePage) - reinterpret_cast<std::uintptr_t>(begin);
   if (skip > 0) ::munmap(begin, skip);
   ::munmap(begin + skip + wanted, kHugePage - skip);
   return Mapping(begin + skip, wanted);
 }
 
-Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes, bool writable) {
+Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes,
+               bool writable) {
   EM_CHECK(at + bytes <= range.size());
-  void* result = ::mmap(range.data() + at, bytes, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_FIXED, fd,
-                        static_cast<off_t>(offset));
+  void* result = ::mmap(range.data() + at, bytes, PROT_READ | (writable ? PROT_WRITE : 0),
+                        MAP_SHARED | MAP_FIXED, fd, static_cast<off_t>(offset));
   if (result == MAP_FAILED)
-    return Fail(ErrorCode::kResourceExhausted, "mapping {} bytes of shared memory: {}{}", bytes, std::strerror(errno),
-                errno == ENOMEM ? "; see sysctl vm.max_map_count" : "");
+    return Fail(ErrorCode::kResourceExhausted, "mapping {} bytes of shared memory: {}{}", bytes,
+                std::strerror(errno), errno == ENOMEM ? "; see sysctl vm.max_map_count" : "");
   return {};
 }
 
@@ -127,10 +139,12 @@ Expected<double> Populate(std::byte* data, std::size_t bytes, PageKind kind) {
   if (bytes == 0) return 1.0;
   if (kind == PageKind::kTransparentHuge) ::madvise(data, bytes, MADV_HUGEPAGE);
   if (::madvise(data, bytes, MADV_POPULATE_WRITE) != 0)
-    return Fail(ErrorCode::kResourceExhausted, "backing {} bytes with memory: {}; free memory or lower the budgets", bytes,
+    return Fail(ErrorCode::kResourceExhausted,
+                "backing {} bytes with memory: {}; free memory or lower the budgets", bytes,
                 std::strerror(errno));
   if (kind == PageKind::kTransparentHuge && HugeMapped(data) < bytes / 2)
-    ::madvise(data, bytes / kHugePage * kHugePage, MADV_COLLAPSE);  // needs no system setting; may fail: then 4 KiB pages stay
+    ::madvise(data, bytes / kHugePage * kHugePage,
+              MADV_COLLAPSE);  // needs no system setting; may fail: then 4 KiB pages stay
   return std::min(1.0, static_cast<double>(HugeMapped(data)) / static_cast<double>(bytes));
 }
 
@@ -141,7 +155,8 @@ void Prefault(std::byte* data, std::size_t bytes) {
 }
 
 Status Discard(int fd, std::size_t offset, std::size_t bytes) {
-  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(bytes)) != 0)
+  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                  static_cast<off_t>(bytes)) != 0)
     return Fail(ErrorCode::kInternal, "giving {} bytes back: {}", bytes, std::strerror(errno));
   return {};
 }
@@ -152,7 +167,11 @@ PageKind BestPageKind() {
   return PageKind::kTransparentHuge;  // by advice or, with [never], by collapse
 }
 
-std::size_t AvailableMemory() { return Meminfo("MemAvailable:"); }
-std::size_t TotalMemory() { return Meminfo("MemTotal:"); }
+std::size_t AvailableMemory() {
+  return Meminfo("MemAvailable:");
+}
+std::size_t TotalMemory() {
+  return Meminfo("MemTotal:");
+}
 
 }  // namespace elasticmoe::runtime

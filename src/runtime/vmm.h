@@ -39,20 +39,22 @@ class Mapping {
 // `kind` = what was asked for; see Populate for what one gets. kResourceExhausted names the limit.
 Expected<Fd> CreateMemory(const std::string& name, std::size_t bytes, PageKind kind);
 
-// Maps [offset, offset + bytes) of `fd`, readable and writable (read-only if !writable), at a 2 MiB-aligned address.
-// REQUIRES: offset a multiple of 4 KiB.
+// Maps [offset, offset + bytes) of `fd`, readable and writable (read-only if !writable), at a 2 MiB-aligned
+// address. REQUIRES: offset a multiple of 4 KiB.
 Expected<Mapping> Map(int fd, std::size_t offset, std::size_t bytes, bool writable);
 
 // Reserves addresses without memory, then maps pieces of memory into them, over what was there
 // (readers never fault, but may see old and new mixed: only for pages that no step reads).
 Expected<Mapping> Reserve(std::size_t bytes);
-Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes, bool writable);
+Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes,
+               bool writable);
 
 // Backs the range with memory now, in huge pages where `kind` asks for them (advice, then MADV_COLLAPSE).
 // Returns the share of bytes that is in huge pages. kResourceExhausted if memory runs out.
 Expected<double> Populate(std::byte* data, std::size_t bytes, PageKind kind);
 
-// Makes this process's page tables for a range that is backed already, so that no step pays for it. Best effort.
+// Makes this process's page tables for a range that is backed already, so that no step pays for it. Best
+// effort.
 void Prefault(std::byte* data, std::size_t bytes);
 
 // Gives the memory of a range of `fd` back to the machine; it reads as zero afterwards.

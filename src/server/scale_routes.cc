@@ -11,47 +11,77 @@ namespace {
 using runtime::ElasticEngine;
 using runtime::ResizeController;
 
-HttpResponse Answer(int status, const Json& body) { return {.status = status, .body = DumpJson(body)}; }
+HttpResponse Answer(int status, const Json& body) {
+  return {.status = status, .body = DumpJson(body)};
+}
 
 HttpResponse Refusal(const Error& error, const std::string& param) {
   int status = 500;
   std::string type = "InternalServerError";
   switch (error.code) {
-    case ErrorCode::kInvalidArgument: status = 400; type = "BadRequestError"; break;
-    case ErrorCode::kNotFound: status = 404; type = "NotFoundError"; break;
+    case ErrorCode::kInvalidArgument:
+      status = 400;
+      type = "BadRequestError";
+      break;
+    case ErrorCode::kNotFound:
+      status = 404;
+      type = "NotFoundError";
+      break;
     case ErrorCode::kFailedPrecondition:
-    case ErrorCode::kAlreadyExists: status = 409; type = "ConflictError"; break;
-    case ErrorCode::kResourceExhausted: status = 409; type = "ConflictError"; break;
-    case ErrorCode::kUnimplemented: status = 501; type = "NotImplementedError"; break;
-    case ErrorCode::kUnavailable: status = 503; type = "ServiceUnavailableError"; break;
-    default: break;
+    case ErrorCode::kAlreadyExists:
+      status = 409;
+      type = "ConflictError";
+      break;
+    case ErrorCode::kResourceExhausted:
+      status = 409;
+      type = "ConflictError";
+      break;
+    case ErrorCode::kUnimplemented:
+      status = 501;
+      type = "NotImplementedError";
+      break;
+    case ErrorCode::kUnavailable:
+      status = 503;
+      type = "ServiceUnavailableError";
+      break;
+    default:
+      break;
   }
-  return Answer(status, {{"error", {{"message", error.message}, {"type", type}, {"param", param.empty() ? Json() : Json(param)}, {"code", status}}}});
+  return Answer(status, {{"error",
+                          {{"message", error.message},
+                           {"type", type},
+                           {"param", param.empty() ? Json() : Json(param)},
+                           {"code", status}}}});
 }
 
-double Milliseconds(TimeNs from, std::optional<TimeNs> to) { return to ? static_cast<double>(*to - from) / 1e6 : 0.0; }
+double Milliseconds(TimeNs from, std::optional<TimeNs> to) {
+  return to ? static_cast<double>(*to - from) / 1e6 : 0.0;
+}
 
 Json Operation(const core::ResizeReport& report) {
   Json from = Json::array(), to = Json::array();
   for (const DeviceId device : report.from) from.push_back(device.value);
   for (const DeviceId device : report.to) to.push_back(device.value);
-  Json body = {{"id", report.operation},
-               {"state", std::string(core::ToString(report.state))},
-               {"phase", std::string(core::ToString(report.state))},
-               {"strategy", report.strategy},
-               {"from", from},
-               {"to", to},
-               {"progress", report.finished ? 1.0 : report.stages == 0 ? 0.0 : static_cast<double>(report.stages_committed) / report.stages},
-               {"report",
-                {{"scaling_latency_ms", Milliseconds(report.started, report.finished)},
-                 {"first_capacity_ms", Milliseconds(report.started, report.first_capacity)},
-                 {"pause_ms", static_cast<double>(report.longest_step_gap) / 1e6},
-                 {"stages", report.stages},
-                 {"stages_committed", report.stages_committed},
-                 {"bytes_remapped", report.bytes_remapped},
-                 {"bytes_copied", report.bytes_copied},
-                 {"refused", report.refused},
-                 {"failed", report.failed}}}};
+  Json body = {
+      {"id", report.operation},
+      {"state", std::string(core::ToString(report.state))},
+      {"phase", std::string(core::ToString(report.state))},
+      {"strategy", report.strategy},
+      {"from", from},
+      {"to", to},
+      {"progress", report.finished      ? 1.0
+                   : report.stages == 0 ? 0.0
+                                        : static_cast<double>(report.stages_committed) / report.stages},
+      {"report",
+       {{"scaling_latency_ms", Milliseconds(report.started, report.finished)},
+        {"first_capacity_ms", Milliseconds(report.started, report.first_capacity)},
+        {"pause_ms", static_cast<double>(report.longest_step_gap) / 1e6},
+        {"stages", report.stages},
+        {"stages_committed", report.stages_committed},
+        {"bytes_remapped", report.bytes_remapped},
+        {"bytes_copied", report.bytes_copied},
+        {"refused", report.refused},
+        {"failed", report.failed}}}};
   body["error"] = report.error ? Json(report.error->message) : Json();
   return body;
 }
@@ -66,7 +96,8 @@ Expected<int> Integer(const Json& body, const char* key, int least) {
   const auto at = body.find(key);
   if (at == body.end()) return Fail(ErrorCode::kInvalidArgument, "{} is required", key);
   if (!at->is_number_integer() || at->get<std::int64_t>() < least || at->get<std::int64_t>() > 1'000'000)
-    return Fail(ErrorCode::kInvalidArgument, "{} must be {}", key, least > 0 ? "a positive integer" : "an integer that is not negative");
+    return Fail(ErrorCode::kInvalidArgument, "{} must be {}", key,
+                least > 0 ? "a positive integer" : "an integer that is not negative");
   return at->get<int>();
 }
 
@@ -76,7 +107,8 @@ struct BadField {
 };
 
 tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
-  if (!body.is_object()) return tl::unexpected(BadField{"", {ErrorCode::kInvalidArgument, "the body must be a JSON object"}});
+  if (!body.is_object())
+    return tl::unexpected(BadField{"", {ErrorCode::kInvalidArgument, "the body must be a JSON object"}});
   core::ResizeCommand command;
   auto devices = Integer(body, "devices", 1);
   if (!devices) return tl::unexpected(BadField{"devices", devices.error()});
@@ -92,18 +124,23 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
   const auto text = [&](const char* key, std::string& out) -> bool {
     const auto at = body.find(key);
     if (at == body.end() || at->is_null()) return true;
-    if (!at->is_string() || at->get_ref<const std::string&>().empty() || at->get_ref<const std::string&>().size() > 200) return false;
+    if (!at->is_string() || at->get_ref<const std::string&>().empty() ||
+        at->get_ref<const std::string&>().size() > 200)
+      return false;
     out = at->get<std::string>();
     return true;
   };
   command.operation = NewOperationId();
-  for (auto [key, out] : {std::pair{"operation_id", &command.operation}, std::pair{"strategy", &command.strategy}})
+  for (auto [key, out] :
+       {std::pair{"operation_id", &command.operation}, std::pair{"strategy", &command.strategy}})
     if (!text(key, *out))
-      return tl::unexpected(BadField{key, {ErrorCode::kInvalidArgument, fmt::format("{} must be a string of 1 to 200 bytes", key)}});
+      return tl::unexpected(BadField{
+          key, {ErrorCode::kInvalidArgument, fmt::format("{} must be a string of 1 to 200 bytes", key)}});
   if (body.contains("deadline_s") && !body["deadline_s"].is_null()) {
     auto seconds = Integer(body, "deadline_s", 1);
     if (!seconds) return tl::unexpected(BadField{"deadline_s", seconds.error()});
-    command.deadline = std::chrono::steady_clock::now().time_since_epoch().count() + TimeNs{*seconds} * 1'000'000'000;
+    command.deadline =
+        std::chrono::steady_clock::now().time_since_epoch().count() + TimeNs{*seconds} * 1'000'000'000;
   }
   return command;
 }
@@ -114,7 +151,9 @@ Json Cluster(const ElasticEngine& engine, const ResizeController& controller) {
   const auto running = controller.Running();
   Json devices = Json::array();
   for (const auto& [device, phase] : controller.Phases()) {
-    Json entry = {{"device", device.value}, {"state", std::string(core::ToString(phase))}, {"member", placement.RankOf(device) >= 0}};
+    Json entry = {{"device", device.value},
+                  {"state", std::string(core::ToString(phase))},
+                  {"member", placement.RankOf(device) >= 0}};
     for (const runtime::DeviceStats& one : stats.devices)
       if (one.device == device) {
         entry["pid"] = one.pid;
@@ -161,10 +200,13 @@ HttpResponse ScaleElasticEp(const std::string& text, ResizeController& controlle
   command.count = *size;
   command.operation = NewOperationId();
   const std::string operation = command.operation;
-  if (auto started = controller.Start(std::move(command)); !started) return Refusal(started.error(), "new_data_parallel_size");
+  if (auto started = controller.Start(std::move(command)); !started)
+    return Refusal(started.error(), "new_data_parallel_size");
   const auto report = controller.Await(operation, TimeNs{drain_timeout} * 1'000'000'000);
   if (!report || !report->finished)
-    return Refusal({ErrorCode::kDeadlineExceeded, fmt::format("Scale failed due to request drain timeout after {} seconds", drain_timeout)}, "");
+    return Refusal({ErrorCode::kDeadlineExceeded,
+                    fmt::format("Scale failed due to request drain timeout after {} seconds", drain_timeout)},
+                   "");
   if (report->error) return Refusal({ErrorCode::kInternal, "Scale failed: " + report->error->message}, "");
   return Answer(200, {{"message", fmt::format("Scaled to {} data parallel engines", *size)}});
 }
@@ -182,28 +224,33 @@ Handler Waiting(std::function<HttpResponse(const std::string& body)> answer) {
 
 void AddScaleRoutes(ApiServer& server, ElasticEngine& engine, ResizeController& controller) {
   server.AddRoute("POST", "/v1/scale", Plain([&controller](const HttpRequest& request) {
-    const auto body = ParseJson(request.body);
-    if (!body) return Refusal(body.error(), "");
-    auto command = ParseCommand(*body);
-    if (!command) return Refusal(command.error().error, command.error().param);
-    const auto report = controller.Start(std::move(*command));
-    return report ? Answer(202, Operation(*report)) : Refusal(report.error(), "devices");
-  }));
-  server.AddRoute("GET", "/v1/scale/*", Plain([&controller](const HttpRequest& request) {
-    const auto report = controller.Find(request.rest);
-    if (!report) return Refusal({ErrorCode::kNotFound, fmt::format("operation {} is unknown", request.rest)}, "id");
-    return Answer(200, Operation(*report));
-  }));
+                    const auto body = ParseJson(request.body);
+                    if (!body) return Refusal(body.error(), "");
+                    auto command = ParseCommand(*body);
+                    if (!command) return Refusal(command.error().error, command.error().param);
+                    const auto report = controller.Start(std::move(*command));
+                    return report ? Answer(202, Operation(*report)) : Refusal(report.error(), "devices");
+                  }));
+  server.AddRoute(
+      "GET", "/v1/scale/*", Plain([&controller](const HttpRequest& request) {
+        const auto report = controller.Find(request.rest);
+        if (!report)
+          return Refusal({ErrorCode::kNotFound, fmt::format("operation {} is unknown", request.rest)}, "id");
+        return Answer(200, Operation(*report));
+      }));
   server.AddRoute("DELETE", "/v1/scale/*", Plain([&controller](const HttpRequest& request) {
-    const auto report = controller.Cancel(request.rest);
-    return report ? Answer(200, Operation(*report)) : Refusal(report.error(), "id");
-  }));
-  server.AddRoute("GET", "/v1/cluster",
-                  Plain([&engine, &controller](const HttpRequest&) { return Answer(200, Cluster(engine, controller)); }));
-  server.AddRoute("POST", "/scale_elastic_ep", Waiting([&controller](const std::string& body) { return ScaleElasticEp(body, controller); }));
+                    const auto report = controller.Cancel(request.rest);
+                    return report ? Answer(200, Operation(*report)) : Refusal(report.error(), "id");
+                  }));
+  server.AddRoute("GET", "/v1/cluster", Plain([&engine, &controller](const HttpRequest&) {
+                    return Answer(200, Cluster(engine, controller));
+                  }));
+  server.AddRoute("POST", "/scale_elastic_ep", Waiting([&controller](const std::string& body) {
+                    return ScaleElasticEp(body, controller);
+                  }));
   server.AddRoute("POST", "/is_scaling_elastic_ep", Plain([&controller](const HttpRequest&) {
-    return Answer(200, {{"is_scaling_elastic_ep", controller.Running().has_value()}});
-  }));
+                    return Answer(200, {{"is_scaling_elastic_ep", controller.Running().has_value()}});
+                  }));
 }
 
 }  // namespace elasticmoe::server

@@ -50,7 +50,8 @@ void Cluster::Dispatch(core::StepPlan plan) {
       if (device.device == member) sequences = std::move(device.sequences);
     std::vector<std::vector<TokenId>> rows;
     for (const core::SequenceStep& one : sequences) {
-      Say("  device {}: request {} rows {}+{} slot {}", member, one.request, one.start_position, one.rows, one.table_slot);
+      Say("  device {}: request {} rows {}+{} slot {}", member, one.request, one.start_position, one.rows,
+          one.table_slot);
       const auto tokens = scheduler_.Tokens(one.request).first(one.start_position + one.rows);
       rows.emplace_back(tokens.begin(), tokens.end());
     }

@@ -69,7 +69,8 @@ class ResizeMachine {
  private:
   enum class Phase { kProvision, kPrepare, kCommit, kRelease, kForget, kFinish };
   struct Operation {
-    Operation() {}  // clang 14 denies that an optional of a nested class with initializers can be made without it
+    Operation() {
+    }  // clang 14 denies that an optional of a nested class with initializers can be made without it
     ResizeCommand command;
     PlanFacts facts;
     ResizeReport report;

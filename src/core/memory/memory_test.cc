@@ -48,7 +48,8 @@ TEST(PagePool, KeepsItsInvariantsUnderRandomUse) {
     std::vector<PageRun> held;
     for (int i = 0; i < 300; ++i) {
       if (rng.Below(2) == 0 || held.empty()) {
-        const auto run = pool.Allocate(1 + rng.Below(9), static_cast<PageTag>(rng.Below(3)), DeviceId(rng.Below(3)));
+        const auto run =
+            pool.Allocate(1 + rng.Below(9), static_cast<PageTag>(rng.Below(3)), DeviceId(rng.Below(3)));
         if (run) held.push_back(*run);
       } else {
         const std::size_t index = rng.Below(held.size());
@@ -65,8 +66,8 @@ TEST(PagePool, KeepsItsInvariantsUnderRandomUse) {
 }
 
 TEST(Budget, PicksTheLargestPageThatWastesLittle) {
-  EXPECT_EQ(ChoosePageBytes(196'608), 65'536u);              // 3 pages, no waste
-  EXPECT_EQ(ChoosePageBytes(9 << 20), 1u << 20);             // 4.5 pages of 2 MiB would waste 11 %
+  EXPECT_EQ(ChoosePageBytes(196'608), 65'536u);   // 3 pages, no waste
+  EXPECT_EQ(ChoosePageBytes(9 << 20), 1u << 20);  // 4.5 pages of 2 MiB would waste 11 %
   EXPECT_EQ(ChoosePageBytes(64u << 20), 2u << 20);
   EXPECT_EQ(ChoosePageBytes(5'000), 4'096u);
 }

@@ -13,17 +13,18 @@ PagePool::PagePool(std::uint32_t pages) : pages_(pages), free_pages_(pages) {
 Status PagePool::CheckBudget(DeviceId account, std::uint32_t more) const {
   const auto budget = budgets_.find(account);
   if (budget == budgets_.end() || UsedBy(account) + more <= budget->second) return {};
-  return Fail(ErrorCode::kResourceExhausted, "taking pages for device {}: used={} wanted={} (budget={})", account,
-              UsedBy(account), more, budget->second);
+  return Fail(ErrorCode::kResourceExhausted, "taking pages for device {}: used={} wanted={} (budget={})",
+              account, UsedBy(account), more, budget->second);
 }
 
 Expected<PageRun> PagePool::Allocate(std::uint32_t count, PageTag tag, DeviceId account) {
   EM_CHECK(count > 0);
   EM_RETURN_IF_ERROR(CheckBudget(account, count));
-  const auto at = std::find_if(free_.begin(), free_.end(), [&](const auto& run) { return run.second >= count; });
+  const auto at =
+      std::find_if(free_.begin(), free_.end(), [&](const auto& run) { return run.second >= count; });
   if (at == free_.end())
-    return Fail(ErrorCode::kResourceExhausted, "taking {} pages in one run: free={} of {} in {} runs", count, free_pages_, pages_,
-                free_.size());
+    return Fail(ErrorCode::kResourceExhausted, "taking {} pages in one run: free={} of {} in {} runs", count,
+                free_pages_, pages_, free_.size());
   const PageRun run{at->first, count};
   const std::uint32_t rest = at->second - count;
   free_.erase(at);
@@ -43,7 +44,8 @@ void PagePool::Free(PageRun run) {
   owned_.erase(at);
   free_pages_ += run.count;
   auto inserted = free_.emplace(run.first, run.count).first;
-  if (const auto next = std::next(inserted); next != free_.end() && inserted->first + inserted->second == next->first) {
+  if (const auto next = std::next(inserted);
+      next != free_.end() && inserted->first + inserted->second == next->first) {
     inserted->second += next->second;
     free_.erase(next);
   }
@@ -73,7 +75,8 @@ Status PagePool::SetBudget(DeviceId device, std::uint32_t pages) {
     return {};
   }
   if (UsedBy(device) > pages)
-    return Fail(ErrorCode::kFailedPrecondition, "setting the budget of device {}: used={} (budget={})", device, UsedBy(device), pages);
+    return Fail(ErrorCode::kFailedPrecondition, "setting the budget of device {}: used={} (budget={})",
+                device, UsedBy(device), pages);
   budgets_[device] = pages;
   return {};
 }

@@ -217,7 +217,7 @@ Status Parser::ParseTag(Block& out) {
   const int line = Now().line;
   EM_ASSIGN_OR_RETURN(const std::string tag, ExpectName());
   const auto add = [&](Expected<Stmt> stmt) -> Status {
-if (!stmt) return tl::unexpected(std::move(stmt.error()));
+    if (!stmt) return tl::unexpected(std::move(stmt.error()));
     out.push_back(*std::move(stmt));
     return {};
   };

@@ -1,5 +1,6 @@
-// The engine's side of a resize: what the controller's thread asks for, partly done there (starting and attaching
-// workers, preparing epochs), partly on the engine's thread between two steps (switching, handing sequences over).
+// The engine's side of a resize: what the controller's thread asks for, partly done there (starting and
+// attaching workers, preparing epochs), partly on the engine's thread between two steps (switching, handing
+// sequences over).
 #include <algorithm>
 
 #include "base/log.h"
@@ -22,7 +23,9 @@ core::Placement ElasticEngine::PlacementNow() const {
   return published_placement_;
 }
 
-TimeNs ElasticEngine::TakeLongestGap() { return longest_gap_.exchange(0); }
+TimeNs ElasticEngine::TakeLongestGap() {
+  return longest_gap_.exchange(0);
+}
 
 Status ElasticEngine::BetweenSteps(const std::function<Status()>& task) {
   std::unique_lock lock(mutex_);
@@ -59,9 +62,12 @@ Status ElasticEngine::PrepareStage(const core::Placement& placement) {
   for (const DeviceId member : placement.members()) {
     if (instances_->PidOf(member) > 0) continue;
     // A device brings its KV memory along, into the domain's pool.
-    const std::size_t chunk_bytes = memory_.map.blocks_per_chunk *
-                                    compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-    EM_RETURN_IF_ERROR(hmm_->Call({{"op", "set_kv"}, {"domain", memory_.map.DomainOf(member).value}, {"device", member.value},
+    const std::size_t chunk_bytes =
+        memory_.map.blocks_per_chunk *
+        compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+    EM_RETURN_IF_ERROR(hmm_->Call({{"op", "set_kv"},
+                                   {"domain", memory_.map.DomainOf(member).value},
+                                   {"device", member.value},
                                    {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
     EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
     EM_RETURN_IF_ERROR(instances_->SetKvChunks(memory_.map));
@@ -79,7 +85,8 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
     const std::scoped_lock lock(instances_mutex_);
     if (placement_.epoch() == placement.epoch()) return {};  // asked twice
     if (!prepared_ || prepared_->epoch() != placement.epoch())
-      return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared", placement.epoch());
+      return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared",
+                  placement.epoch());
     for (const DeviceId member : placement.members())
       if (placement_.RankOf(member) < 0) fresh_.insert(member);
     placement_ = placement;
@@ -102,14 +109,16 @@ Status ElasticEngine::MoveSequences(const std::vector<DeviceId>& leaving) {
     (void)scheduler_->Rebalance();
     for (const DeviceId device : leaving)
       if (scheduler_->SequencesOn(device) > 0)
-        return Fail(ErrorCode::kUnavailable, "handing sequences over: device {} has {} left", device, scheduler_->SequencesOn(device));
+        return Fail(ErrorCode::kUnavailable, "handing sequences over: device {} has {} left", device,
+                    scheduler_->SequencesOn(device));
     return {};
   });
 }
 
 Status ElasticEngine::Retire(DeviceId device) {
   EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
-    if (placement_.RankOf(device) >= 0) return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
+    if (placement_.RankOf(device) >= 0)
+      return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
     leaving_.erase(device);
     return {};
   }));

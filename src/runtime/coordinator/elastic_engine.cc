@@ -22,13 +22,17 @@ constexpr int kMaxAttempts = 3;  // of one step: a request that kills workers mu
 constexpr int kSpins = 1000;     // ~40 us: a few layers' wait, far below a scheduler slice
 
 TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
 
 ElasticEngine::ElasticEngine(EngineOptions options, model::Checkpoint checkpoint)
-    : options_(std::move(options)), checkpoint_(std::move(checkpoint)), moe_layers_(MoeLayerCount(checkpoint_.spec)) {}
+    : options_(std::move(options)),
+      checkpoint_(std::move(checkpoint)),
+      moe_layers_(MoeLayerCount(checkpoint_.spec)) {}
 
 Expected<std::unique_ptr<ElasticEngine>> ElasticEngine::Start(
     const EngineOptions& options, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
@@ -57,10 +61,11 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   const core::ModelSpec& spec = checkpoint_.spec;
   EM_ASSIGN_OR_RETURN(const compute::Kernels* kernels, compute::FindKernels(options_.kernels));
   options_.kernels = std::string(kernels->name);
-  if (options_.max_model_len <= 0 || options_.max_model_len > spec.max_positions) options_.max_model_len = spec.max_positions;
+  if (options_.max_model_len <= 0 || options_.max_model_len > spec.max_positions)
+    options_.max_model_len = spec.max_positions;
   if (options_.devices < 1 || options_.devices > options_.max_devices || options_.max_devices > kMaxDevices)
-    return Fail(ErrorCode::kInvalidArgument, "starting the engine: devices={} max-devices={} (limit={})", options_.devices,
-                options_.max_devices, kMaxDevices);
+    return Fail(ErrorCode::kInvalidArgument, "starting the engine: devices={} max-devices={} (limit={})",
+                options_.devices, options_.max_devices, kMaxDevices);
 
   ExchangeShape shape;
   shape.max_devices = options_.max_devices;
@@ -158,25 +163,27 @@ void ElasticEngine::UpdateKvBlocks() {
   pids_.clear();
   for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
   for (const DomainMap& domain : memory_.map.domains)
-    scheduler_->SetBlocks(domain.domain, static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk));
+    scheduler_->SetBlocks(domain.domain,
+                          static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk));
 }
 
 // ---------------------------------------------------------------- requests
 
 Status ElasticEngine::Submit(core::GenerationRequest request, Sink sink) {
   if (request.stop_token_ids.size() + checkpoint_.spec.eos_ids.size() > kMaxBanned)
-    return Fail(ErrorCode::kInvalidArgument, "stop_token_ids: {} ids (limit={})", request.stop_token_ids.size(),
-                kMaxBanned - checkpoint_.spec.eos_ids.size());
+    return Fail(ErrorCode::kInvalidArgument, "stop_token_ids: {} ids (limit={})",
+                request.stop_token_ids.size(), kMaxBanned - checkpoint_.spec.eos_ids.size());
   if (request.sampling.logit_bias.size() > kMaxBias)
-    return Fail(ErrorCode::kInvalidArgument, "logit_bias: {} entries (limit={})", request.sampling.logit_bias.size(), kMaxBias);
+    return Fail(ErrorCode::kInvalidArgument, "logit_bias: {} entries (limit={})",
+                request.sampling.logit_bias.size(), kMaxBias);
   if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "prompt: it is empty");
   for (const TokenId token : request.prompt)
     if (token < 0 || token >= checkpoint_.spec.vocab)
-      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})", token,
-                  checkpoint_.spec.vocab);
+      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})",
+                  token, checkpoint_.spec.vocab);
   if (static_cast<int>(request.prompt.size()) + (request.max_tokens > 0 ? 1 : 0) > options_.max_model_len)
-    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})", request.prompt.size(),
-                options_.max_model_len);
+    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})",
+                request.prompt.size(), options_.max_model_len);
   const std::scoped_lock lock(mutex_);
   if (!accepting_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
   if (submitted_.size() + queued_ >= static_cast<std::size_t>(options_.max_waiting))
@@ -263,7 +270,8 @@ void ElasticEngine::Loop() {
     Deliver(plan.failed);
     PublishStats();
     if (!plan.Empty()) {
-      if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_) longest_gap_ = now - last_step_end_;
+      if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_)
+        longest_gap_ = now - last_step_end_;
       RunStep(plan);
       last_step_end_ = Now();
       const std::scoped_lock lock(mutex_);
@@ -274,9 +282,13 @@ void ElasticEngine::Loop() {
     std::unique_lock lock(mutex_);
     busy_ = !scheduler_->Idle() || !submitted_.empty();
     if (stopping_) break;
-    const auto anything = [&] { return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty() || !tasks_.empty(); };
-    if (next_hmm_) work_.wait_for(lock, kHmmPoll, anything);
-    else work_.wait(lock, anything);
+    const auto anything = [&] {
+      return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty() || !tasks_.empty();
+    };
+    if (next_hmm_)
+      work_.wait_for(lock, kHmmPoll, anything);
+    else
+      work_.wait(lock, anything);
     if (stopping_) break;
   }
   RunTasks(false);
@@ -312,14 +324,15 @@ void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
       const std::span<const TokenId> tokens = scheduler_->Tokens(sequence.request);
       std::int32_t* history = exchange_->TokenHistory(sequence.table_slot);
       if (slot.request != sequence.request || slot.written == 0) {
-        WriteSampling(scheduler_->Request(sequence.request), checkpoint_.spec.eos_ids, exchange_->Sampling(sequence.table_slot));
+        WriteSampling(scheduler_->Request(sequence.request), checkpoint_.spec.eos_ids,
+                      exchange_->Sampling(sequence.table_slot));
         slot = {sequence.request, 0};
       }
       std::copy(tokens.begin() + slot.written, tokens.end(), history + slot.written);
       slot.written = static_cast<int>(tokens.size());
       PlanEntry& entry = exchange_->Plan(device_plan.device.value)[device.entry_count++];
-      entry = {sequence.request.value, sequence.table_slot, sequence.start_position, sequence.rows, sequence.sample,
-               sequence.score_prompt};
+      entry = {sequence.request.value, sequence.table_slot, sequence.start_position,
+               sequence.rows,          sequence.sample,     sequence.score_prompt};
       device.row_count += sequence.rows;
     }
   }
@@ -330,10 +343,13 @@ bool ElasticEngine::AwaitStep(std::uint32_t step) {
   const TimeNs deadline = Now() + TimeNs{options_.step_timeout_seconds} * 1'000'000'000;
   const auto finished = [&] {
     for (int rank = 0; rank < header.member_count; ++rank)
-      if (exchange_->device(header.members[rank]).finished_step.load(std::memory_order_acquire) != step) return false;
+      if (exchange_->device(header.members[rank]).finished_step.load(std::memory_order_acquire) != step)
+        return false;
     return true;
   };
-  while (!WaitFor(header.finish, {0}, [&](std::uint32_t) { return finished(); }, [&] { return death_.load() || Now() > deadline; })) {
+  while (!WaitFor(
+      header.finish, {0}, [&](std::uint32_t) { return finished(); },
+      [&] { return death_.load() || Now() > deadline; })) {
     if (finished()) return true;
     // Given up: every waiter is woken until all are out of the step.
     header.abort_step.store(step, std::memory_order_seq_cst);
@@ -341,7 +357,8 @@ bool ElasticEngine::AwaitStep(std::uint32_t step) {
       const std::scoped_lock lock(instances_mutex_);
       for (const DeviceId member : placement_.members()) {
         if (exchange_->device(member.value).finished_step.load() == step) continue;
-        LogWarn("device {} did not finish step {} within {} s: its worker is killed", member, step, options_.step_timeout_seconds);
+        LogWarn("device {} did not finish step {} within {} s: its worker is killed", member, step,
+                options_.step_timeout_seconds);
         instances_->Kill(member);
       }
       death_ = true;
@@ -399,7 +416,8 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!AwaitStep(step)) {
     scheduler_->AbandonStep();
     if (++failed_attempts_ >= kMaxAttempts)
-      GiveUp({ErrorCode::kInternal, fmt::format("a step failed {} times; the requests in it are given up", failed_attempts_)});
+      GiveUp({ErrorCode::kInternal,
+              fmt::format("a step failed {} times; the requests in it are given up", failed_attempts_)});
     return;
   }
   failed_attempts_ = 0;
@@ -422,13 +440,15 @@ Status ElasticEngine::RecoverWorkers() {
   for (int attempt = 0;; ++attempt) {
     std::vector<DeviceId> dead = instances_->TakeDead();
     for (const DeviceId device : dead) Observe(core::WorkerDiedEvent{device});
-    // A member without a worker is one that died, now or in an attempt before; others are the resize's business.
+    // A member without a worker is one that died, now or in an attempt before; others are the resize's
+    // business.
     std::vector<DeviceId> missing;
     for (const DeviceId member : placement_.members())
       if (instances_->PidOf(member) < 0) missing.push_back(member);
     if (missing.empty()) break;
     if (attempt == kMaxAttempts)
-      return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed", missing.front(), attempt);
+      return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed",
+                  missing.front(), attempt);
     const TimeNs start = Now();
     prepared_.reset();  // the new worker has not prepared it
     for (const DeviceId device : missing) {
@@ -449,8 +469,8 @@ Status ElasticEngine::RecoverWorkers() {
   return {};
 }
 
-// Starts a new HMM where the present one has ended. Until that has the weights, the workers serve from the pages that
-// they have mapped: the kernel keeps those as long as anybody maps them.
+// Starts a new HMM where the present one has ended. Until that has the weights, the workers serve from the
+// pages that they have mapped: the kernel keeps those as long as anybody maps them.
 Status ElasticEngine::ReplaceHmm() {
   const std::scoped_lock lock(instances_mutex_);
   const HmmClient& watched = next_hmm_ ? *next_hmm_ : *hmm_;
@@ -480,16 +500,22 @@ Status ElasticEngine::SwitchToNextHmm() {
   if (!*ready) return {};
   const std::scoped_lock lock(instances_mutex_);
   // The new one was started for the first size; the others' KV memory is added.
-  const std::size_t chunk_bytes = memory_.map.blocks_per_chunk *
-                                  compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-  for (const DeviceId member : placement_.members())
-    EM_RETURN_IF_ERROR(next_hmm_->Call({{"op", "set_kv"}, {"domain", memory_.map.DomainOf(member).value}, {"device", member.value},
+  const std::size_t chunk_bytes =
+      memory_.map.blocks_per_chunk *
+      compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  for (const DeviceId member : instances_->Attached())
+    EM_RETURN_IF_ERROR(next_hmm_->Call({{"op", "set_kv"},
+                                        {"domain", memory_.map.DomainOf(member).value},
+                                        {"device", member.value},
                                         {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
   EM_ASSIGN_OR_RETURN(AttachedMemory memory, next_hmm_->Describe());
   hmm_ = std::move(next_hmm_);
   memory_ = std::move(memory);
   for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
-  for (const DeviceId member : placement_.members()) EM_RETURN_IF_ERROR(instances_->Reattach(member, memory_));
+  // Joining devices, too: none may go on with the old pages.
+  for (const DeviceId device : instances_->Attached())
+    EM_RETURN_IF_ERROR(instances_->Reattach(device, memory_));
+  prepared_.reset();
   EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
   UpdateKvBlocks();
   ++recoveries_;
@@ -547,7 +573,9 @@ void ElasticEngine::PublishStats() {
   stats.running = schedule.running;
   stats.waiting = schedule.waiting;
   stats.kv_blocks = schedule.blocks_total;
-  stats.kv_usage = schedule.blocks_total == 0 ? 0 : static_cast<double>(schedule.blocks_used) / static_cast<double>(schedule.blocks_total);
+  stats.kv_usage = schedule.blocks_total == 0 ? 0
+                                              : static_cast<double>(schedule.blocks_used) /
+                                                    static_cast<double>(schedule.blocks_total);
   stats.steps = steps_;
   stats.preemptions = schedule.preemptions;
   stats.prefix_queries = schedule.prefix_queries;
@@ -565,7 +593,8 @@ void ElasticEngine::PublishStats() {
   }
   const std::scoped_lock lock(mutex_);
   stats_ = std::move(stats);
-  if (published_placement_.epoch() != placement_.epoch() || published_placement_.members().empty()) published_placement_ = placement_;
+  if (published_placement_.epoch() != placement_.epoch() || published_placement_.members().empty())
+    published_placement_ = placement_;
   queued_ = static_cast<std::size_t>(schedule.waiting);
 }
 

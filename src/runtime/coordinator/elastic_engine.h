@@ -1,10 +1,10 @@
-// The engine: one thread that asks the scheduler for a step, lets the devices run it over the exchange, and hands
-// the tokens out. Between steps it takes what came in meanwhile: requests, cancels, deaths of workers, and (control)
-// tasks that change the placement.
+// The engine: one thread that asks the scheduler for a step, lets the devices run it over the exchange, and
+// hands the tokens out. Between steps it takes what came in meanwhile: requests, cancels, deaths of workers,
+// and (control) tasks that change the placement.
 //
-// A worker's death in a step: the step is given up, a standby takes the device over on the same pages, the step
-// runs again. The HMM's death: a new one loads the weights while the workers go on with the pages they have
-// mapped; then they attach to the new ones and all sequences are run again from their tokens.
+// A worker's death in a step: the step is given up, a standby takes the device over on the same pages, the
+// step runs again. The HMM's death: a new one loads the weights while the workers go on with the pages they
+// have mapped; then they attach to the new ones and all sequences are run again from their tokens.
 #pragma once
 
 #include <atomic>
@@ -37,33 +37,33 @@ namespace elasticmoe::runtime {
 
 struct EngineOptions {
   std::filesystem::path model;
-  std::string hmm_socket;              // abstract name; the same name finds the same HMM after a crash
+  std::string hmm_socket;  // abstract name; the same name finds the same HMM after a crash
   int devices = 1;
   int max_devices = 1;
   int threads_per_device = 1;
   bool domain_per_device = false;
   std::string kernels = "auto";
-  std::size_t kv_memory_bytes = 0;     // a device
-  std::size_t device_memory_bytes = 0; // 0 = no limit but the machine's
+  std::size_t kv_memory_bytes = 0;      // a device
+  std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
-  int max_model_len = 0;               // 0 = the model's
+  int max_model_len = 0;  // 0 = the model's
   int max_running = 128;
   int max_waiting = 4096;
   int max_step_rows = 512;
-  int max_chunk_rows = 512;            // of one sequence a step
+  int max_chunk_rows = 512;  // of one sequence a step
   bool prefix_cache = true;
   int standby = 1;
   int linger_seconds = 30;
-  int step_timeout_seconds = 60;       // a worker that takes longer for a step is taken for dead
+  int step_timeout_seconds = 60;  // a worker that takes longer for a step is taken for dead
   std::string log_level = "info";
 };
 
 class ElasticEngine : public Engine {
  public:
-  // Starts or adopts the HMM, waits for the weights, attaches the workers. `progress` is called with loaded and total
-  // bytes. Refuses what cannot fit before anything is started.
-  static Expected<std::unique_ptr<ElasticEngine>> Start(const EngineOptions& options,
-                                                        const std::function<void(std::uint64_t, std::uint64_t)>& progress);
+  // Starts or adopts the HMM, waits for the weights, attaches the workers. `progress` is called with loaded
+  // and total bytes. Refuses what cannot fit before anything is started.
+  static Expected<std::unique_ptr<ElasticEngine>> Start(
+      const EngineOptions& options, const std::function<void(std::uint64_t, std::uint64_t)>& progress);
   ~ElasticEngine() override;  // ends the workers and the HMM; requests end with kAbort
 
   Status Submit(core::GenerationRequest request, Sink sink) override;
@@ -77,7 +77,8 @@ class ElasticEngine : public Engine {
   bool Idle() const;
 
   // ---- for the resize controller; its thread calls them. Blocking.
-  void SetObserver(std::function<void(const core::ResizeEvent&)> observer);  // deaths, recoveries, first tokens
+  void SetObserver(
+      std::function<void(const core::ResizeEvent&)> observer);  // deaths, recoveries, first tokens
   core::Placement PlacementNow() const;
   TimeNs TakeLongestGap();  // between two steps while requests were there, since the last call
   Status EnsureStandby();
@@ -100,7 +101,7 @@ class ElasticEngine : public Engine {
   void TakeInbox();
   void RunStep(const core::StepPlan& plan);
   void WriteStep(const core::StepPlan& plan, std::uint32_t step);
-  bool AwaitStep(std::uint32_t step);      // false: given up
+  bool AwaitStep(std::uint32_t step);  // false: given up
   core::StepResult ReadStep(const core::StepPlan& plan);
   void Deliver(std::vector<core::TokenEvent>& events);
   Status RecoverWorkers();
@@ -112,9 +113,9 @@ class ElasticEngine : public Engine {
   void Observe(const core::ResizeEvent& event);
   Status BetweenSteps(const std::function<Status()>& task);  // runs it on the engine's thread
   void RunTasks(bool run);                                   // false: they are refused
-  void GiveUp(const Error& error);         // every request ends with this error
-  void Watch(const std::stop_token& stop); // thread: deaths of processes
-  void Rewatch();                          // the processes to watch have changed
+  void GiveUp(const Error& error);                           // every request ends with this error
+  void Watch(const std::stop_token& stop);                   // thread: deaths of processes
+  void Rewatch();                                            // the processes to watch have changed
   void PublishStats();
   std::vector<core::SchedulerDevice> SchedulerDevices() const;
   HmmOptions HmmOptionsFor() const;
@@ -139,17 +140,17 @@ class ElasticEngine : public Engine {
   std::set<DeviceId> leaving_;  // members that take no new sequences
   std::set<DeviceId> fresh_;    // members that have not computed a token yet
   std::map<DeviceId, int> pids_;
-  TimeNs last_step_end_ = 0;    // 0 = nothing was to be done since
+  TimeNs last_step_end_ = 0;  // 0 = nothing was to be done since
   core::Placement placement_;
   std::unique_ptr<core::Scheduler> scheduler_;
   struct SlotState {
     RequestId request;
-    int written = 0;   // tokens in the history
+    int written = 0;  // tokens in the history
   };
   std::vector<SlotState> slots_;
   std::map<RequestId, Sink> sinks_;
-  int failed_attempts_ = 0;   // of the step that is tried now
-  std::unique_ptr<HmmClient> next_hmm_;      // being loaded after the HMM's death
+  int failed_attempts_ = 0;              // of the step that is tried now
+  std::unique_ptr<HmmClient> next_hmm_;  // being loaded after the HMM's death
   std::chrono::steady_clock::time_point next_hmm_poll_;
   std::uint64_t steps_ = 0, recoveries_ = 0;
 
@@ -168,12 +169,12 @@ class ElasticEngine : public Engine {
   std::condition_variable task_done_;
   bool accepting_ = true;
   bool stopping_ = false;
-  bool busy_ = false;         // anything waiting, running or submitted
-  std::size_t queued_ = 0;    // waiting in the scheduler, for the limit
+  bool busy_ = false;       // anything waiting, running or submitted
+  std::size_t queued_ = 0;  // waiting in the scheduler, for the limit
 
-  std::atomic<bool> death_{false};     // a process ended: looked at between and within steps
+  std::atomic<bool> death_{false};  // a process ended: looked at between and within steps
   std::atomic<bool> watch_again_{false};
-  std::vector<Fd> watched_;            // duplicates of pidfds, guarded by mutex_
+  std::vector<Fd> watched_;  // duplicates of pidfds, guarded by mutex_
   std::jthread watcher_;
   std::jthread thread_;
 };

@@ -46,7 +46,8 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::StartOrAdopt(const HmmOptions& o
     client->pid_ = status.body.value("pid", -1);
     client->pidfd_ = Fd(static_cast<int>(::syscall(SYS_pidfd_open, client->pid_, 0)));
     client->adopted_ = true;
-    if (status.body.value("fingerprint", "") == HmmFingerprint(options) && status.body.value("state", "") != "failed") {
+    if (status.body.value("fingerprint", "") == HmmFingerprint(options) &&
+        status.body.value("state", "") != "failed") {
       LogInfo("adopting the running hmm (pid {}): its weights stay where they are", client->pid_);
       return client;
     }
@@ -60,16 +61,26 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options)
   SpawnOptions spawn;
   spawn.die_with_parent = false;  // it outlives a crashed coordinator, until --linger
   spawn.arguments = {"hmm",
-                     "--socket", options.socket,
-                     "--model", options.model.string(),
-                     "--devices", std::to_string(options.devices),
-                     "--max-devices", std::to_string(options.max_devices),
-                     "--kv-element-bytes", std::to_string(options.kv_element_bytes),
-                     "--kv-memory", std::to_string(options.kv_memory_bytes),
-                     "--device-memory", std::to_string(options.device_memory_bytes),
-                     "--pages", PagesFlag(options.pages),
-                     "--linger", std::to_string(options.linger_seconds),
-                     "--load-threads", std::to_string(options.load_threads)};
+                     "--socket",
+                     options.socket,
+                     "--model",
+                     options.model.string(),
+                     "--devices",
+                     std::to_string(options.devices),
+                     "--max-devices",
+                     std::to_string(options.max_devices),
+                     "--kv-element-bytes",
+                     std::to_string(options.kv_element_bytes),
+                     "--kv-memory",
+                     std::to_string(options.kv_memory_bytes),
+                     "--device-memory",
+                     std::to_string(options.device_memory_bytes),
+                     "--pages",
+                     PagesFlag(options.pages),
+                     "--linger",
+                     std::to_string(options.linger_seconds),
+                     "--load-threads",
+                     std::to_string(options.load_threads)};
   if (options.domain_per_device) spawn.arguments.push_back("--domain-per-device");
   EM_ASSIGN_OR_RETURN(Process process, SpawnSelf(spawn));
   std::unique_ptr<HmmClient> client(new HmmClient());
@@ -94,7 +105,8 @@ Expected<bool> HmmClient::Ready(std::uint64_t& loaded_bytes, std::uint64_t& tota
   loaded_bytes = status.body.value("loaded_bytes", std::uint64_t{0});
   total_bytes = status.body.value("total_bytes", std::uint64_t{0});
   const std::string state = status.body.value("state", "");
-  if (state == "failed") EM_RETURN_IF_ERROR(StatusOf(Json{{"error", status.body.value("failure", Json::object())}}));
+  if (state == "failed")
+    EM_RETURN_IF_ERROR(StatusOf(Json{{"error", status.body.value("failure", Json::object())}}));
   return state == "ready";
 }
 
@@ -114,11 +126,14 @@ Expected<AttachedMemory> HmmClient::Describe() {
   EM_ASSIGN_OR_RETURN(memory.map, MemoryMapFromJson(answer.body));
   memory.fds = std::move(answer.fds);
   if (memory.fds.size() != memory.map.domains.size())
-    return Fail(ErrorCode::kDataLoss, "describing memory: domains={} descriptors={}", memory.map.domains.size(), memory.fds.size());
+    return Fail(ErrorCode::kDataLoss, "describing memory: domains={} descriptors={}",
+                memory.map.domains.size(), memory.fds.size());
   return memory;
 }
 
-Expected<Message> HmmClient::Call(const Json& request) { return channel_.Call(request, kCallTimeoutMs); }
+Expected<Message> HmmClient::Call(const Json& request) {
+  return channel_.Call(request, kCallTimeoutMs);
+}
 
 void HmmClient::Shutdown() {
   (void)channel_.Call({{"op", "shutdown"}}, 1000);

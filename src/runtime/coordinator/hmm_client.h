@@ -1,5 +1,5 @@
-// The coordinator's end of the HMM: starts one, or adopts the one that a crashed coordinator left. Blocking calls.
-// Not thread-safe.
+// The coordinator's end of the HMM: starts one, or adopts the one that a crashed coordinator left. Blocking
+// calls. Not thread-safe.
 #pragma once
 
 #include <functional>
@@ -22,8 +22,8 @@ struct AttachedMemory {
 
 class HmmClient {
  public:
-  // Adopts a running HMM with the same fingerprint; one with another is told to end. Else starts one. Returns at once,
-  // while weights are being loaded.
+  // Adopts a running HMM with the same fingerprint; one with another is told to end. Else starts one. Returns
+  // at once, while weights are being loaded.
   static Expected<std::unique_ptr<HmmClient>> StartOrAdopt(const HmmOptions& options);
   static Expected<std::unique_ptr<HmmClient>> Start(const HmmOptions& options);
 

@@ -31,11 +31,16 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
   SpawnOptions spawn;
   spawn.inherit = {ends.second.get(), exchange_.fd()};
   spawn.arguments = {"worker",
-                     "--model", options_.model.string(),
-                     "--kernels", options_.kernels,
-                     "--control-fd", std::to_string(ends.second.get()),
-                     "--exchange-fd", std::to_string(exchange_.fd()),
-                     "--log-level", options_.log_level};
+                     "--model",
+                     options_.model.string(),
+                     "--kernels",
+                     options_.kernels,
+                     "--control-fd",
+                     std::to_string(ends.second.get()),
+                     "--exchange-fd",
+                     std::to_string(exchange_.fd()),
+                     "--log-level",
+                     options_.log_level};
   Worker worker;
   EM_ASSIGN_OR_RETURN(worker.process, SpawnSelf(spawn));
   worker.channel = std::move(ends.first);
@@ -56,18 +61,21 @@ Status InstanceManager::FillStandby() {
 std::vector<int> InstanceManager::CpusOf(DeviceId device) const {
   std::vector<int> cpus;
   for (int i = 0; i < options_.threads_per_device; ++i)
-    cpus.push_back(cpus_[static_cast<std::size_t>(device.value * options_.threads_per_device + i) % cpus_.size()]);
+    cpus.push_back(
+        cpus_[static_cast<std::size_t>(device.value * options_.threads_per_device + i) % cpus_.size()]);
   return cpus;
 }
 
 Json InstanceManager::AttachRequest(DeviceId device, const AttachedMemory& memory) const {
-  return {{"op", "attach"}, {"device", device.value}, {"cpus", CpusOf(device)}, {"memory", ToJson(memory.map)}};
+  return {
+      {"op", "attach"}, {"device", device.value}, {"cpus", CpusOf(device)}, {"memory", ToJson(memory.map)}};
 }
 
 Status InstanceManager::Reattach(DeviceId device, const AttachedMemory& memory) {
   const auto at = attached_.find(device);
   const int fd = memory.FdOf(memory.map.DomainOf(device));
-  if (at == attached_.end() || fd < 0) return Fail(ErrorCode::kNotFound, "attaching device {} again: no worker or no domain", device);
+  if (at == attached_.end() || fd < 0)
+    return Fail(ErrorCode::kNotFound, "attaching device {} again: no worker or no domain", device);
   EM_RETURN_IF_ERROR(at->second.channel.Call(AttachRequest(device, memory), kAnswerTimeoutMs, {fd}));
   return {};
 }
@@ -101,11 +109,13 @@ Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
   return failure;
 }
 
-Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint64_t epoch, const MemoryMap& map) {
+Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint64_t epoch,
+                                const MemoryMap& map) {
   const Json request = {{"op", "prepare"}, {"epoch", epoch}, {"memory", ToJson(map)}};
   for (const DeviceId device : devices) {
     const auto at = attached_.find(device);
-    if (at == attached_.end()) return Fail(ErrorCode::kUnavailable, "preparing epoch {}: device {} has no worker", epoch, device);
+    if (at == attached_.end())
+      return Fail(ErrorCode::kUnavailable, "preparing epoch {}: device {} has no worker", epoch, device);
     EM_RETURN_IF_ERROR(at->second.channel.Send(request));
   }
   // Every answer is taken, so that no later call reads an answer of this one.
@@ -122,7 +132,8 @@ Status InstanceManager::SetKvChunks(const MemoryMap& map) {
   for (auto& [device, worker] : attached_) {
     const DomainMap* domain = map.Find(map.DomainOf(device));
     if (domain == nullptr) continue;
-    EM_RETURN_IF_ERROR(worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, kAnswerTimeoutMs));
+    EM_RETURN_IF_ERROR(
+        worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, kAnswerTimeoutMs));
   }
   return {};
 }
@@ -179,6 +190,12 @@ std::vector<int> InstanceManager::Pidfds() const {
   for (const Worker& worker : standby_) fds.push_back(worker.process.pidfd.get());
   for (const auto& [device, worker] : attached_) fds.push_back(worker.process.pidfd.get());
   return fds;
+}
+
+std::vector<DeviceId> InstanceManager::Attached() const {
+  std::vector<DeviceId> devices;
+  for (const auto& [device, worker] : attached_) devices.push_back(device);
+  return devices;
 }
 
 int InstanceManager::PidOf(DeviceId device) const {

@@ -1,6 +1,6 @@
 // The IMM: starts worker processes, keeps some in standby, attaches them to devices, and notices their death.
-// A standby worker has its program loaded, its kernels chosen and the exchange mapped, and no memory: attaching it takes
-// milliseconds. Blocking calls; not thread-safe.
+// A standby worker has its program loaded, its kernels chosen and the exchange mapped, and no memory:
+// attaching it takes milliseconds. Blocking calls; not thread-safe.
 #pragma once
 
 #include <filesystem>
@@ -19,9 +19,9 @@ namespace elasticmoe::runtime {
 
 struct InstanceOptions {
   std::filesystem::path model;
-  std::string kernels;          // a name, not "auto"
+  std::string kernels;  // a name, not "auto"
   int threads_per_device = 1;
-  int standby = 1;              // workers kept ahead
+  int standby = 1;  // workers kept ahead
   std::string log_level = "info";
 };
 
@@ -51,6 +51,7 @@ class InstanceManager {
   std::vector<DeviceId> TakeDead();
   // For a watcher: descriptors that become readable when a worker ends.
   std::vector<int> Pidfds() const;
+  std::vector<DeviceId> Attached() const;
   int PidOf(DeviceId device) const;  // -1 if it has no worker
   int StandbyCount() const { return static_cast<int>(standby_.size()); }
 

@@ -11,7 +11,9 @@ namespace {
 constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
 
 TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 std::optional<Error> ErrorOf(Status status) {
@@ -21,7 +23,8 @@ std::optional<Error> ErrorOf(Status status) {
 
 }  // namespace
 
-ResizeController::ResizeController(ElasticEngine& engine) : engine_(engine), machine_({}, engine.PlacementNow()) {
+ResizeController::ResizeController(ElasticEngine& engine)
+    : engine_(engine), machine_({}, engine.PlacementNow()) {
   engine_.SetObserver([this](const core::ResizeEvent& event) { Feed(event); });
   thread_ = std::jthread([this](const std::stop_token& stop) { Loop(stop); });
 }
@@ -39,9 +42,11 @@ void ResizeController::StepLocked(const core::ResizeEvent& event, std::vector<co
     if (std::holds_alternative<core::ReplyAction>(action)) continue;
     if (const auto* ended = std::get_if<core::ReportAction>(&action)) {
       const core::ResizeReport& report = ended->report;
-      LogInfo("resize {} {} after {:.1f} ms: {} -> {} devices{}", report.operation, core::ToString(report.state),
-              static_cast<double>(report.finished.value_or(report.started) - report.started) / 1e6, report.from.size(),
-              machine_.placement().members().size(), report.error ? "; " + report.error->message : "");
+      LogInfo("resize {} {} after {:.1f} ms: {} -> {} devices{}", report.operation,
+              core::ToString(report.state),
+              static_cast<double>(report.finished.value_or(report.started) - report.started) / 1e6,
+              report.from.size(), machine_.placement().members().size(),
+              report.error ? "; " + report.error->message : "");
       continue;
     }
     queue_.push_back(action);
@@ -55,7 +60,8 @@ void ResizeController::Feed(const core::ResizeEvent& event) {
   StepLocked(event, actions);
 }
 
-Expected<core::ResizeReport> ResizeController::Submit(const core::ResizeEvent& event, const std::string& operation) {
+Expected<core::ResizeReport> ResizeController::Submit(const core::ResizeEvent& event,
+                                                      const std::string& operation) {
   const std::scoped_lock lock(mutex_);
   std::vector<core::ResizeAction> actions;
   StepLocked(event, actions);
@@ -72,9 +78,11 @@ Expected<core::ResizeReport> ResizeController::Start(core::ResizeCommand command
   if (command.strategy != "elastic")
     return Fail(ErrorCode::kUnimplemented, "strategy: {} is not to be had; use elastic", command.strategy);
   if (engine_.options().domain_per_device)
-    return Fail(ErrorCode::kUnimplemented, "resizing between memory domains is not to be had yet; serve without --domain-per-device");
+    return Fail(ErrorCode::kUnimplemented,
+                "resizing between memory domains is not to be had yet; serve without --domain-per-device");
   if (command.count > engine_.options().max_devices)
-    return Fail(ErrorCode::kInvalidArgument, "devices: {} is above --max-devices={}", command.count, engine_.options().max_devices);
+    return Fail(ErrorCode::kInvalidArgument, "devices: {} is above --max-devices={}", command.count,
+                engine_.options().max_devices);
   const std::string operation = command.operation;
   return Submit(core::CommandEvent{std::move(command), Facts()}, operation);
 }
@@ -94,7 +102,8 @@ std::optional<core::ResizeReport> ResizeController::Running() const {
   return machine_.Running() ? std::optional(*machine_.Last()) : std::nullopt;
 }
 
-std::optional<core::ResizeReport> ResizeController::Await(const std::string& operation, TimeNs timeout_ns) const {
+std::optional<core::ResizeReport> ResizeController::Await(const std::string& operation,
+                                                          TimeNs timeout_ns) const {
   std::unique_lock lock(mutex_);
   const core::ResizeReport* report = nullptr;
   changed_.wait_for(lock, std::chrono::nanoseconds(timeout_ns), [&] {
@@ -120,6 +129,8 @@ core::PlanFacts ResizeController::Facts() const {
   for (int i = 0; i < engine_.options().max_devices; ++i) facts.devices.push_back({DeviceId(i), DomainId(0)});
   facts.expert_bytes = layout.ExpertBytes();
   facts.shared_bytes = layout.SharedBytes();
+  facts.stage_experts =
+      facts.layers * facts.experts;  // inside a domain no byte moves: all of them in one commit
   return facts;
 }
 

@@ -1,5 +1,5 @@
-// Carries out what the resize machine (core/control) decides: starts and attaches workers, prepares epochs beside the
-// one that serves, and has the engine take them between two steps. Serving goes on all the while.
+// Carries out what the resize machine (core/control) decides: starts and attaches workers, prepares epochs
+// beside the one that serves, and has the engine take them between two steps. Serving goes on all the while.
 // Thread-safe: commands come from anywhere; what takes time runs on a thread of its own.
 #pragma once
 
@@ -21,8 +21,9 @@ class ResizeController {
   explicit ResizeController(ElasticEngine& engine);  // the engine must outlive it
   ~ResizeController();                               // what is under way stays where it is
 
-  // Starts an operation, or finds it again by its id. Errors as the machine's reply: kInvalidArgument (target, victim),
-  // kFailedPrecondition (another one runs; its id is named), kResourceExhausted (it cannot fit, with the numbers).
+  // Starts an operation, or finds it again by its id. Errors as the machine's reply: kInvalidArgument
+  // (target, victim), kFailedPrecondition (another one runs; its id is named), kResourceExhausted (it cannot
+  // fit, with the numbers).
   Expected<core::ResizeReport> Start(core::ResizeCommand command);
   Expected<core::ResizeReport> Cancel(const std::string& operation);
   std::optional<core::ResizeReport> Find(const std::string& operation) const;
@@ -36,7 +37,7 @@ class ResizeController {
 
  private:
   Expected<core::ResizeReport> Submit(const core::ResizeEvent& event, const std::string& operation);
-  void Feed(const core::ResizeEvent& event);   // takes the lock
+  void Feed(const core::ResizeEvent& event);  // takes the lock
   void StepLocked(const core::ResizeEvent& event, std::vector<core::ResizeAction>& actions);
   void Loop(const std::stop_token& stop);
   void Execute(const core::ResizeAction& action);

@@ -30,7 +30,10 @@ struct Connection {
 class Hmm {
  public:
   Hmm(const HmmOptions& options, Listener listener, std::unique_ptr<MemoryOwner> owner)
-      : options_(options), fingerprint_(HmmFingerprint(options)), listener_(std::move(listener)), owner_(std::move(owner)) {
+      : options_(options),
+        fingerprint_(HmmFingerprint(options)),
+        listener_(std::move(listener)),
+        owner_(std::move(owner)) {
     loader_ = std::jthread([this] {
       const auto start = std::chrono::steady_clock::now();
       if (Status status = owner_->Load(); !status) {
@@ -39,7 +42,8 @@ class Hmm {
         return;
       }
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      LogInfo("loaded {:.1f} MiB in {:.2f} s", static_cast<double>(owner_->TotalBytes()) / (1 << 20), seconds);
+      LogInfo("loaded {:.1f} MiB in {:.2f} s", static_cast<double>(owner_->TotalBytes()) / (1 << 20),
+              seconds);
       state_.store(State::kReady, std::memory_order_release);
     });
   }
@@ -48,12 +52,14 @@ class Hmm {
     auto alone_since = std::chrono::steady_clock::now();
     while (!stopping_) {
       std::vector<pollfd> polled{{listener_.fd(), POLLIN, 0}};
-      for (const Connection& connection : connections_) polled.push_back({connection.channel.fd(), POLLIN, 0});
+      for (const Connection& connection : connections_)
+        polled.push_back({connection.channel.fd(), POLLIN, 0});
       ::poll(polled.data(), polled.size(), 1000);
       if (polled[0].revents != 0)
         if (auto channel = listener_.Accept()) connections_.push_back(Connection{std::move(*channel)});
       std::size_t index = 1;
-      for (auto at = connections_.begin(); at != connections_.end() && index < polled.size() && !stopping_; ++index) {
+      for (auto at = connections_.begin(); at != connections_.end() && index < polled.size() && !stopping_;
+           ++index) {
         const bool alive = polled[index].revents == 0 || Answer(*at);
         at = alive ? std::next(at) : connections_.erase(at);
       }
@@ -104,7 +110,9 @@ class Hmm {
 
   Json StatusBody() const {
     const State state = state_.load(std::memory_order_acquire);
-    Json body = {{"state", state == State::kLoading ? "loading" : state == State::kReady ? "ready" : "failed"},
+    Json body = {{"state", state == State::kLoading ? "loading"
+                           : state == State::kReady ? "ready"
+                                                    : "failed"},
                  {"loaded_bytes", owner_->LoadedBytes()},
                  {"total_bytes", owner_->TotalBytes()},
                  {"fingerprint", fingerprint_},
@@ -121,7 +129,8 @@ class Hmm {
 
   static std::vector<ExpertId> Experts(const Json& request) {
     std::vector<ExpertId> experts;
-    for (const Json& pair : request.at("experts")) experts.push_back({pair.at(0).get<int>(), pair.at(1).get<int>()});
+    for (const Json& pair : request.at("experts"))
+      experts.push_back({pair.at(0).get<int>(), pair.at(1).get<int>()});
     return experts;
   }
 
@@ -135,8 +144,9 @@ class Hmm {
       return Json{{"domains", owner_->Accounts()}, {"attached", attached}};
     }
     if (op == "set_kv") {
-      EM_ASSIGN_OR_RETURN(const auto chunks, owner_->SetKvChunks(domain("domain"), DeviceId(request.at("device").get<int>()),
-                                                                 request.at("chunks").get<int>()));
+      EM_ASSIGN_OR_RETURN(const auto chunks,
+                          owner_->SetKvChunks(domain("domain"), DeviceId(request.at("device").get<int>()),
+                                              request.at("chunks").get<int>()));
       return Json{{"kv_chunks", chunks}};
     }
     if (op == "open_domain") {
@@ -148,7 +158,8 @@ class Hmm {
       return Described(fds);
     }
     if (op == "copy_experts") {
-      EM_ASSIGN_OR_RETURN(const CopyReport report, owner_->CopyExperts(domain("from"), domain("to"), Experts(request)));
+      EM_ASSIGN_OR_RETURN(const CopyReport report,
+                          owner_->CopyExperts(domain("from"), domain("to"), Experts(request)));
       return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}, {"offsets", report.offsets}};
     }
     if (op == "drop_experts") {
@@ -162,8 +173,8 @@ class Hmm {
     if (op == "copy_kv") {
       std::vector<KvPair> pairs;
       for (const Json& p : request.at("blocks"))
-        pairs.push_back({DomainId(p.at(0).get<int>()), BlockId(p.at(1).get<int>()), DomainId(p.at(2).get<int>()),
-                         BlockId(p.at(3).get<int>())});
+        pairs.push_back({DomainId(p.at(0).get<int>()), BlockId(p.at(1).get<int>()),
+                         DomainId(p.at(2).get<int>()), BlockId(p.at(3).get<int>())});
       EM_ASSIGN_OR_RETURN(const CopyReport report, owner_->CopyKv(pairs));
       return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}};
     }
@@ -189,12 +200,14 @@ std::string HmmFingerprint(const HmmOptions& options) {
   std::uint64_t hash = HashBytes(canonical.string());
   std::vector<std::filesystem::path> files;
   for (const auto& entry : std::filesystem::directory_iterator(canonical, code))
-    if (entry.path().extension() == ".safetensors" || entry.path().filename() == "config.json") files.push_back(entry.path());
+    if (entry.path().extension() == ".safetensors" || entry.path().filename() == "config.json")
+      files.push_back(entry.path());
   std::sort(files.begin(), files.end());
   for (const auto& file : files) {
     hash = HashBytes(file.string(), hash);
     hash = HashCombine(hash, std::filesystem::file_size(file, code));
-    hash = HashCombine(hash, static_cast<std::uint64_t>(std::filesystem::last_write_time(file, code).time_since_epoch().count()));
+    hash = HashCombine(hash, static_cast<std::uint64_t>(
+                                 std::filesystem::last_write_time(file, code).time_since_epoch().count()));
   }
   for (std::uint64_t value : {std::uint64_t(options.max_devices), std::uint64_t(options.domain_per_device),
                               std::uint64_t(options.kv_element_bytes), std::uint64_t(options.kv_memory_bytes),

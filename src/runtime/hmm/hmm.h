@@ -1,17 +1,19 @@
 // The HMM: the memory daemon of a host. It owns one pool of pages a memory domain with the model's weights
-// and KV caches in it, and outlives every process that computes. It knows tensors, experts and KV chunks, but no
-// request and no step.
+// and KV caches in it, and outlives every process that computes. It knows tensors, experts and KV chunks, but
+// no request and no step.
 //
 // Protocol (channel.h; one request, one answer, in order on a connection):
 //   {"op":"hello","role":"coordinator"|"worker","device":d}   -> {}
-//   {"op":"status"}            -> {"state":"loading"|"ready"|"failed","loaded_bytes","total_bytes","fingerprint","pid"}
+//   {"op":"status"}            ->
+//   {"state":"loading"|"ready"|"failed","loaded_bytes","total_bytes","fingerprint","pid"}
 //   {"op":"describe"}          -> MemoryMap, with a descriptor a domain in the order of `domains`
 //   {"op":"accounts"}          -> pages by use and device, and who is attached
 //   {"op":"set_kv","domain","device","chunks"}         -> {"kv_chunks":[...]}  grow or shrink (from the end)
 //   {"op":"open_domain","domain"} / {"op":"close_domain","domain"}       -> MemoryMap with descriptors
 //   {"op":"copy_experts","from","to","experts":[[l,e],...]}              -> {"bytes","ns","offsets":[...]}
 //   {"op":"drop_experts","domain","experts":[[l,e],...]}                 -> {"pages"}
-//   {"op":"move_experts","device","experts":[[l,e],...]}                 -> {}  another account, no byte moves
+//   {"op":"move_experts","device","experts":[[l,e],...]}                 -> {}  another account, no byte
+//   moves
 //   {"op":"copy_kv","blocks":[[from,block,to,block],...]}                -> {"bytes","ns"}
 //   {"op":"shutdown"}          -> {}, then it ends
 // An error answer is {"error":{"code","message"}}; nothing has changed then.
@@ -29,10 +31,10 @@
 namespace elasticmoe::runtime {
 
 struct HmmOptions {
-  std::string socket;               // abstract name it listens on
+  std::string socket;  // abstract name it listens on
   std::filesystem::path model;
-  int devices = 1;                  // of the first placement
-  int max_devices = 1;              // the pool has addresses for so many
+  int devices = 1;      // of the first placement
+  int max_devices = 1;  // the pool has addresses for so many
   bool domain_per_device = false;
   int kv_element_bytes = 2;
   std::size_t kv_memory_bytes = 0;      // a device

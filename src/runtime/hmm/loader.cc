@@ -18,13 +18,15 @@ namespace {
 // Large enough for sequential disk speed, small enough to stay in the L2 cache between read and pack.
 constexpr std::uint64_t kSliceBytes = 1 << 20;
 
-Status ReadAt(int fd, const std::filesystem::path& path, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
+Status ReadAt(int fd, const std::filesystem::path& path, std::uint64_t offset, std::byte* out,
+              std::uint64_t bytes) {
   while (bytes > 0) {
     const ssize_t got = ::pread(fd, out, bytes, static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return Fail(ErrorCode::kUnavailable, "reading {}: {}", path.string(), std::strerror(errno));
     if (got == 0)
-      return Fail(ErrorCode::kDataLoss, "reading {}: it ends at byte {}, {} bytes of a tensor are missing; fetch it again",
+      return Fail(ErrorCode::kDataLoss,
+                  "reading {}: it ends at byte {}, {} bytes of a tensor are missing; fetch it again",
                   path.string(), offset, bytes);
     out += got;
     offset += static_cast<std::uint64_t>(got);
@@ -34,7 +36,8 @@ Status ReadAt(int fd, const std::filesystem::path& path, std::uint64_t offset, s
 }
 
 bool IsExpert(compute::Role role) {
-  return role == compute::Role::kExpertGate || role == compute::Role::kExpertUp || role == compute::Role::kExpertDown;
+  return role == compute::Role::kExpertGate || role == compute::Role::kExpertUp ||
+         role == compute::Role::kExpertDown;
 }
 
 }  // namespace
@@ -47,15 +50,17 @@ std::vector<int> MoeIndex(const core::ModelSpec& spec) {
 }
 
 int MoeLayerCount(const core::ModelSpec& spec) {
-  return static_cast<int>(std::count_if(spec.layers.begin(), spec.layers.end(), [](const auto& layer) { return layer.moe; }));
+  return static_cast<int>(
+      std::count_if(spec.layers.begin(), spec.layers.end(), [](const auto& layer) { return layer.moe; }));
 }
 
-Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLayout& layout, const LoadTarget& target,
-                   int threads, std::atomic<std::uint64_t>& loaded_bytes) {
+Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLayout& layout,
+                   const LoadTarget& target, int threads, std::atomic<std::uint64_t>& loaded_bytes) {
   std::vector<Fd> files;
   for (const auto& path : checkpoint.files) {
     files.emplace_back(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!files.back()) return Fail(ErrorCode::kUnavailable, "opening {}: {}", path.string(), std::strerror(errno));
+    if (!files.back())
+      return Fail(ErrorCode::kUnavailable, "opening {}: {}", path.string(), std::strerror(errno));
   }
   const std::vector<int> moe_index = MoeIndex(checkpoint.spec);
   std::atomic<std::size_t> next{0};
@@ -64,22 +69,25 @@ Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLay
 
   const auto load_tensor = [&](const model::TensorSource& source, std::vector<std::byte>& buffer) -> Status {
     const compute::TensorPlace& place = layout.Place(source.tensor.role, source.tensor.layer);
-    std::byte* blob = IsExpert(source.tensor.role) ? target.expert(moe_index[source.tensor.layer], source.tensor.expert)
-                                                   : target.shared;
+    std::byte* blob = IsExpert(source.tensor.role)
+                          ? target.expert(moe_index[source.tensor.layer], source.tensor.expert)
+                          : target.shared;
     const std::uint64_t row_bytes = std::uint64_t(place.k) * BytesOf(source.type);
     EM_CHECK(row_bytes * place.n == source.bytes, "tensor={} bytes={}", source.tensor.name, source.bytes);
     const std::uint64_t slice_rows = std::clamp<std::uint64_t>(kSliceBytes / row_bytes, 1, place.n);
     buffer.resize(slice_rows * row_bytes);
     for (std::uint64_t row = 0; row < std::uint64_t(place.n); row += slice_rows) {
       const std::uint64_t rows = std::min<std::uint64_t>(slice_rows, place.n - row);
-      EM_RETURN_IF_ERROR(ReadAt(files[source.file].get(), checkpoint.files[source.file], source.offset + row * row_bytes,
-                                buffer.data(), rows * row_bytes));
+      EM_RETURN_IF_ERROR(ReadAt(files[source.file].get(), checkpoint.files[source.file],
+                                source.offset + row * row_bytes, buffer.data(), rows * row_bytes));
       if (place.packed) {
-        compute::PackRows(buffer.data(), source.type, place.row_begin + static_cast<int>(row), static_cast<int>(rows), place.k,
+        compute::PackRows(buffer.data(), source.type, place.row_begin + static_cast<int>(row),
+                          static_cast<int>(rows), place.k,
                           reinterpret_cast<compute::Bf16*>(blob + place.offset));
       } else {
-        compute::ConvertToFloat(buffer.data(), source.type, rows * place.k,
-                                reinterpret_cast<float*>(blob + place.offset) + (place.row_begin + row) * place.k);
+        compute::ConvertToFloat(
+            buffer.data(), source.type, rows * place.k,
+            reinterpret_cast<float*>(blob + place.offset) + (place.row_begin + row) * place.k);
       }
       loaded_bytes.fetch_add(rows * row_bytes, std::memory_order_relaxed);
     }

@@ -14,7 +14,9 @@ namespace elasticmoe::runtime {
 namespace {
 
 std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
@@ -49,13 +51,14 @@ Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& opt
   std::unique_ptr<MemoryOwner> owner(new MemoryOwner(options, std::move(checkpoint), plan));
   for (int i = 0; i < (options.domain_per_device ? options.devices : 1); ++i) {
     EM_ASSIGN_OR_RETURN(auto domain, owner->MakeDomain(DomainId(i)));
-    EM_ASSIGN_OR_RETURN(domain->shared,
-                        domain->pool.Allocate(plan.shared_pages, core::PageTag::kShared, DeviceId(options.domain_per_device ? i : 0)));
+    EM_ASSIGN_OR_RETURN(domain->shared, domain->pool.Allocate(plan.shared_pages, core::PageTag::kShared,
+                                                              DeviceId(options.domain_per_device ? i : 0)));
     owner->domains_.push_back(std::move(domain));
   }
   std::vector<DeviceId> members;
   for (int i = 0; i < options.devices; ++i) members.emplace_back(i);
-  const core::Placement placement = core::EvenPlacement(Epoch(0), members, owner->moe_layers_, request.experts);
+  const core::Placement placement =
+      core::EvenPlacement(Epoch(0), members, owner->moe_layers_, request.experts);
   for (int layer = 0; layer < owner->moe_layers_; ++layer) {
     for (int expert = 0; expert < request.experts; ++expert) {
       const DeviceId device = placement.Owners(layer, expert).front();
@@ -72,22 +75,26 @@ Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& opt
 
 Expected<std::unique_ptr<MemoryOwner::Domain>> MemoryOwner::MakeDomain(DomainId id) {
   // Addresses for the largest size that this domain can come to; memory is taken page by page.
-  const std::uint64_t experts = std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts * plan_.pages_per_expert;
+  const std::uint64_t experts =
+      std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts * plan_.pages_per_expert;
   const std::uint64_t kv = std::uint64_t(plan_.kv_chunks_per_device) * plan_.kv_chunk_pages *
                            (options_.domain_per_device ? 1 : options_.max_devices);
   const std::uint64_t pages = plan_.shared_pages + experts + kv;
-  if (pages > UINT32_MAX) return Fail(ErrorCode::kResourceExhausted, "making a domain: pages={} (limit={})", pages, UINT32_MAX);
+  if (pages > UINT32_MAX)
+    return Fail(ErrorCode::kResourceExhausted, "making a domain: pages={} (limit={})", pages, UINT32_MAX);
   auto domain = std::make_unique<Domain>();
   domain->id = id;
   domain->pool = core::PagePool(static_cast<std::uint32_t>(pages));
   domain->experts.resize(std::size_t(moe_layers_) * checkpoint_.spec.moe.experts);
-  EM_ASSIGN_OR_RETURN(domain->memory,
-                      CreateMemory(fmt::format("elasticmoe-domain-{}", id), pages * plan_.page_bytes, options_.pages));
+  EM_ASSIGN_OR_RETURN(domain->memory, CreateMemory(fmt::format("elasticmoe-domain-{}", id),
+                                                   pages * plan_.page_bytes, options_.pages));
   EM_ASSIGN_OR_RETURN(domain->mapping, Map(domain->memory.get(), 0, pages * plan_.page_bytes, true));
   return domain;
 }
 
-std::byte* MemoryOwner::At(const Domain& domain, core::PageRun run) const { return domain.mapping.data() + OffsetOf(run); }
+std::byte* MemoryOwner::At(const Domain& domain, core::PageRun run) const {
+  return domain.mapping.data() + OffsetOf(run);
+}
 
 MemoryOwner::Domain* MemoryOwner::FindDomain(DomainId id) const {
   for (const auto& domain : domains_)
@@ -109,15 +116,17 @@ Status MemoryOwner::Load() {
   }
   huge_share_ = weight_bytes == 0 ? 0 : huge_bytes / static_cast<double>(weight_bytes);
   if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
-    LogWarn("{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
-            "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
-            huge_share_ * 100);
+    LogWarn(
+        "{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
+        "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
+        huge_share_ * 100);
 
   LoadTarget target;
   target.shared = At(*domains_.front(), domains_.front()->shared);
   target.expert = [this](int layer, int expert) {
     for (const auto& domain : domains_)
-      if (const core::PageRun run = domain->experts[IndexOf({layer, expert})]; run.count > 0) return At(*domain, run);
+      if (const core::PageRun run = domain->experts[IndexOf({layer, expert})]; run.count > 0)
+        return At(*domain, run);
     EM_CHECK(false, "layer={} expert={} has no pages", layer, expert);
   };
   EM_RETURN_IF_ERROR(LoadWeights(checkpoint_, layout_, target, options_.load_threads, loaded_bytes_));
@@ -128,7 +137,8 @@ Status MemoryOwner::Load() {
   }
   for (const auto& domain : domains_)
     for (const core::PageRun run : domain->kv_chunks)
-      EM_RETURN_IF_ERROR(Populate(At(*domain, run), std::size_t(run.count) * plan_.page_bytes, options_.pages));
+      EM_RETURN_IF_ERROR(
+          Populate(At(*domain, run), std::size_t(run.count) * plan_.page_bytes, options_.pages));
   return {};
 }
 
@@ -186,7 +196,8 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
   Domain* domain = FindDomain(id);
   if (domain == nullptr) return Fail(ErrorCode::kNotFound, "sizing KV: domain={} does not exist", id);
   if (chunks < 0) return Fail(ErrorCode::kInvalidArgument, "sizing KV: chunks={} is negative", chunks);
-  const auto owned = static_cast<int>(std::count(domain->kv_accounts.begin(), domain->kv_accounts.end(), device));
+  const auto owned =
+      static_cast<int>(std::count(domain->kv_accounts.begin(), domain->kv_accounts.end(), device));
   std::vector<core::PageRun> added;
   for (int i = owned; i < chunks; ++i) {
     auto run = domain->pool.Allocate(plan_.kv_chunk_pages, core::PageTag::kKv, device);
@@ -215,12 +226,16 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
 }
 
 Status MemoryOwner::OpenDomain(DomainId id) {
-  if (!options_.domain_per_device) return Fail(ErrorCode::kFailedPrecondition, "opening a domain: all devices share one");
+  if (!options_.domain_per_device)
+    return Fail(ErrorCode::kFailedPrecondition, "opening a domain: all devices share one");
   if (FindDomain(id) != nullptr) return Fail(ErrorCode::kAlreadyExists, "opening domain={}: it is open", id);
-  const auto source = std::find_if(domains_.begin(), domains_.end(), [](const auto& domain) { return domain->has_shared; });
-  if (source == domains_.end()) return Fail(ErrorCode::kFailedPrecondition, "opening domain={}: no domain holds the weights", id);
+  const auto source =
+      std::find_if(domains_.begin(), domains_.end(), [](const auto& domain) { return domain->has_shared; });
+  if (source == domains_.end())
+    return Fail(ErrorCode::kFailedPrecondition, "opening domain={}: no domain holds the weights", id);
   EM_ASSIGN_OR_RETURN(auto domain, MakeDomain(id));
-  EM_ASSIGN_OR_RETURN(domain->shared, domain->pool.Allocate(plan_.shared_pages, core::PageTag::kShared, DeviceId(id.value)));
+  EM_ASSIGN_OR_RETURN(domain->shared,
+                      domain->pool.Allocate(plan_.shared_pages, core::PageTag::kShared, DeviceId(id.value)));
   EM_RETURN_IF_ERROR(Populate(At(*domain, domain->shared), layout_.SharedBytes(), options_.pages));
   std::memcpy(At(*domain, domain->shared), At(**source, (*source)->shared), layout_.SharedBytes());
   domain->has_shared = true;
@@ -229,7 +244,8 @@ Status MemoryOwner::OpenDomain(DomainId id) {
 }
 
 Status MemoryOwner::CloseDomain(DomainId id) {
-  const auto at = std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) { return domain->id == id; });
+  const auto at =
+      std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) { return domain->id == id; });
   if (at == domains_.end()) return Fail(ErrorCode::kNotFound, "closing domain={}: it does not exist", id);
   for (std::size_t i = 0; i < (*at)->experts.size(); ++i) {
     if ((*at)->experts[i].count == 0) continue;
@@ -237,7 +253,8 @@ Status MemoryOwner::CloseDomain(DomainId id) {
       return domain->id != id && domain->experts[i].count > 0;
     });
     if (!elsewhere)
-      return Fail(ErrorCode::kFailedPrecondition, "closing domain={}: layer={} expert={} is nowhere else; move it first", id,
+      return Fail(ErrorCode::kFailedPrecondition,
+                  "closing domain={}: layer={} expert={} is nowhere else; move it first", id,
                   i / checkpoint_.spec.moe.experts, i % checkpoint_.spec.moe.experts);
   }
   domains_.erase(at);
@@ -247,8 +264,8 @@ Status MemoryOwner::CloseDomain(DomainId id) {
 Status MemoryOwner::CheckExperts(std::span<const ExpertId> experts) const {
   for (const ExpertId id : experts)
     if (id.layer < 0 || id.layer >= moe_layers_ || id.expert < 0 || id.expert >= checkpoint_.spec.moe.experts)
-      return Fail(ErrorCode::kInvalidArgument, "naming an expert: layer={} expert={} (limits={}, {})", id.layer, id.expert,
-                  moe_layers_, checkpoint_.spec.moe.experts);
+      return Fail(ErrorCode::kInvalidArgument, "naming an expert: layer={} expert={} (limits={}, {})",
+                  id.layer, id.expert, moe_layers_, checkpoint_.spec.moe.experts);
   return {};
 }
 
@@ -260,7 +277,8 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
     return Fail(ErrorCode::kNotFound, "copying experts: from={} to={} are no two open domains", from, to);
   for (const ExpertId id : experts)
     if (source->experts[IndexOf(id)].count == 0)
-      return Fail(ErrorCode::kNotFound, "copying experts: layer={} expert={} is not in domain={}", id.layer, id.expert, from);
+      return Fail(ErrorCode::kNotFound, "copying experts: layer={} expert={} is not in domain={}", id.layer,
+                  id.expert, from);
   CopyReport report;
   std::vector<std::pair<ExpertId, core::PageRun>> taken;
   const auto undo = [&] {
@@ -286,7 +304,8 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
   }
   report.duration_ns = NowNs() - start;
   for (const auto& [id, run] : taken) target->experts[IndexOf(id)] = run;
-  for (const ExpertId id : experts) report.offsets.push_back(static_cast<std::int64_t>(OffsetOf(target->experts[IndexOf(id)])));
+  for (const ExpertId id : experts)
+    report.offsets.push_back(static_cast<std::int64_t>(OffsetOf(target->experts[IndexOf(id)])));
   return report;
 }
 
@@ -299,8 +318,8 @@ Expected<int> MemoryOwner::DropExperts(DomainId id, std::span<const ExpertId> ex
       return other.get() != domain && other->experts[IndexOf(expert)].count > 0;
     });
     if (domain->experts[IndexOf(expert)].count > 0 && !elsewhere)
-      return Fail(ErrorCode::kFailedPrecondition, "dropping experts: layer={} expert={} is nowhere else", expert.layer,
-                  expert.expert);
+      return Fail(ErrorCode::kFailedPrecondition, "dropping experts: layer={} expert={} is nowhere else",
+                  expert.layer, expert.expert);
   }
   int pages = 0;
   for (const ExpertId expert : experts) {
@@ -315,7 +334,8 @@ Expected<int> MemoryOwner::DropExperts(DomainId id, std::span<const ExpertId> ex
 
 Status MemoryOwner::MoveExperts(DeviceId device, std::span<const ExpertId> experts) {
   EM_RETURN_IF_ERROR(CheckExperts(experts));
-  if (options_.domain_per_device) return Fail(ErrorCode::kFailedPrecondition, "moving experts: domains are apart; copy them");
+  if (options_.domain_per_device)
+    return Fail(ErrorCode::kFailedPrecondition, "moving experts: domains are apart; copy them");
   for (const ExpertId id : experts)
     EM_RETURN_IF_ERROR(domains_.front()->pool.Reaccount(domains_.front()->experts[IndexOf(id)], device));
   return {};
@@ -332,12 +352,14 @@ Expected<CopyReport> MemoryOwner::CopyKv(std::span<const KvPair> pairs) {
   };
   for (const KvPair& pair : pairs)
     if (address(pair.from_domain, pair.from) == nullptr || address(pair.to_domain, pair.to) == nullptr)
-      return Fail(ErrorCode::kNotFound, "copying KV: block {} of domain {} or block {} of domain {} does not exist", pair.from,
+      return Fail(ErrorCode::kNotFound,
+                  "copying KV: block {} of domain {} or block {} of domain {} does not exist", pair.from,
                   pair.from_domain, pair.to, pair.to_domain);
   CopyReport report;
   const std::int64_t start = NowNs();
   for (const KvPair& pair : pairs) {
-    std::memcpy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from), kv_layout_.BlockBytes());
+    std::memcpy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from),
+                kv_layout_.BlockBytes());
     report.bytes += kv_layout_.BlockBytes();
   }
   report.duration_ns = NowNs() - start;

@@ -1,8 +1,8 @@
 // The HMM's memory itself: domains, page pools, weight blobs, KV chunks, and the operations on them. No
 // sockets here. Not thread-safe, but for `loaded_bytes`.
 //
-// Invariants: a page has one owner; every offset given out lies in pages of the pool; memory of freed pages goes
-// back to the machine.
+// Invariants: a page has one owner; every offset given out lies in pages of the pool; memory of freed pages
+// goes back to the machine.
 #pragma once
 
 #include <atomic>
@@ -54,7 +54,7 @@ class MemoryOwner {
 
   // All of them: on error nothing has changed.
   Expected<std::vector<std::uint64_t>> SetKvChunks(DomainId domain, DeviceId device, int chunks);
-  Status OpenDomain(DomainId domain);   // with a copy of the shared weights from a domain that has them
+  Status OpenDomain(DomainId domain);  // with a copy of the shared weights from a domain that has them
   Status CloseDomain(DomainId domain);
   Expected<CopyReport> CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts);
   Expected<int> DropExperts(DomainId domain, std::span<const ExpertId> experts);
@@ -68,9 +68,9 @@ class MemoryOwner {
     Mapping mapping;
     core::PagePool pool{0};
     core::PageRun shared;
-    std::vector<core::PageRun> experts;          // count 0 = not here
+    std::vector<core::PageRun> experts;  // count 0 = not here
     std::vector<core::PageRun> kv_chunks;
-    std::vector<DeviceId> kv_accounts;           // who each chunk is charged to
+    std::vector<DeviceId> kv_accounts;  // who each chunk is charged to
     bool has_shared = false;
   };
 
@@ -79,7 +79,9 @@ class MemoryOwner {
   Domain* FindDomain(DomainId id) const;
   std::byte* At(const Domain& domain, core::PageRun run) const;
   std::uint64_t OffsetOf(core::PageRun run) const { return std::uint64_t(run.first) * plan_.page_bytes; }
-  std::size_t IndexOf(ExpertId id) const { return std::size_t(id.layer) * checkpoint_.spec.moe.experts + id.expert; }
+  std::size_t IndexOf(ExpertId id) const {
+    return std::size_t(id.layer) * checkpoint_.spec.moe.experts + id.expert;
+  }
   Status CheckExperts(std::span<const ExpertId> experts) const;
   Status Release(Domain& domain, core::PageRun run);
 

@@ -13,13 +13,15 @@ namespace {
 constexpr int kLogitRows = 32;
 
 std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace
 
-Device::Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels, std::vector<int> cpus,
-               Exchange& exchange)
+Device::Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels,
+               std::vector<int> cpus, Exchange& exchange)
     : id_(id),
       spec_(spec),
       kernels_(kernels),
@@ -55,7 +57,8 @@ void Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
 
 Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
   const DomainMap* domain = map.Find(map.DomainOf(id_));
-  if (domain == nullptr) return Fail(ErrorCode::kNotFound, "preparing epoch {}: device {} has no domain", epoch, id_);
+  if (domain == nullptr)
+    return Fail(ErrorCode::kNotFound, "preparing epoch {}: device {} has no domain", epoch, id_);
   EpochExperts& entry = epochs_[epoch % kPlacementRing];
   entry = EpochExperts{};
   entry.epoch = epoch;
@@ -70,8 +73,9 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
       const std::size_t index = std::size_t(layer) * exchange_.shape().experts + expert;
       const std::int64_t offset = domain->expert_offsets[index];
       if (offset < 0)
-        return Fail(ErrorCode::kFailedPrecondition, "preparing epoch {}: layer={} expert={} is not in the domain of device {}",
-                    epoch, layer, expert, id_);
+        return Fail(ErrorCode::kFailedPrecondition,
+                    "preparing epoch {}: layer={} expert={} is not in the domain of device {}", epoch, layer,
+                    expert, id_);
       Prefault(domain_.data() + offset, layout_.ExpertBytes());
       entry.weights[index] = compute::BindExpert(spec_, layout_, domain_.data() + offset);
       ++entry.owned;
@@ -89,8 +93,9 @@ bool Device::AwaitDispatched(std::uint32_t step, std::uint32_t tag) {
   const ExchangeHeader& header = exchange_.header();
   const std::int64_t start = NowNs();
   for (int rank = 0; rank < header.member_count; ++rank) {
-    if (!WaitFor(exchange_.device(header.members[rank]).dispatched, {header.spin},
-                 [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
+    if (!WaitFor(
+            exchange_.device(header.members[rank]).dispatched, {header.spin},
+            [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
       return false;
   }
   wait_ns_ += NowNs() - start;
@@ -101,8 +106,9 @@ bool Device::AwaitReturned(std::uint32_t step, std::uint32_t tag) {
   const ExchangeHeader& header = exchange_.header();
   const std::int64_t start = NowNs();
   for (int rank = 0; rank < header.member_count; ++rank) {
-    if (!WaitFor(exchange_.device(header.members[rank]).returned, {header.spin},
-                 [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
+    if (!WaitFor(
+            exchange_.device(header.members[rank]).returned, {header.spin},
+            [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
       return false;
   }
   wait_ns_ += NowNs() - start;
@@ -126,8 +132,8 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
       for (int j = 0; j < shape.top_k; ++j) {
         const int expert = routes[row * shape.top_k + j];
         if (exchange_.OwnerFor(ring, layer, expert, rank) != id_.value) continue;
-        rows_by_expert_[expert].push_back({activations + row * row_bytes,
-                                           outputs + (std::size_t(row) * shape.top_k + j) * shape.hidden});
+        rows_by_expert_[expert].push_back(
+            {activations + row * row_bytes, outputs + (std::size_t(row) * shape.top_k + j) * shape.hidden});
         ++served;
       }
     }
@@ -151,7 +157,8 @@ bool Device::RunStep(std::uint32_t step) {
   DeviceHeader& mine = exchange_.device(id_.value);
   const int ring = header.placement_index;
   const EpochExperts& experts = epochs_[ring];
-  EM_CHECK(experts.valid && experts.epoch == header.epoch, "step={} epoch={} prepared={}", step, header.epoch, experts.epoch);
+  EM_CHECK(experts.valid && experts.epoch == header.epoch, "step={} epoch={} prepared={}", step, header.epoch,
+           experts.epoch);
 
   const int rows = mine.row_count;
   tokens_.clear();
@@ -159,10 +166,14 @@ bool Device::RunStep(std::uint32_t step) {
   for (int i = 0; i < mine.entry_count; ++i) {
     const PlanEntry& entry = exchange_.Plan(id_.value)[i];
     const std::int32_t* history = exchange_.TokenHistory(entry.table_slot);
-    const int blocks = (entry.start_position + entry.rows + compute::kBlockTokens - 1) / compute::kBlockTokens;
-    chunks_of_step_.push_back({static_cast<int>(tokens_.size()), entry.rows, entry.start_position,
+    const int blocks =
+        (entry.start_position + entry.rows + compute::kBlockTokens - 1) / compute::kBlockTokens;
+    chunks_of_step_.push_back({static_cast<int>(tokens_.size()),
+                               entry.rows,
+                               entry.start_position,
                                {exchange_.BlockTable(entry.table_slot), static_cast<std::size_t>(blocks)}});
-    tokens_.insert(tokens_.end(), history + entry.start_position, history + entry.start_position + entry.rows);
+    tokens_.insert(tokens_.end(), history + entry.start_position,
+                   history + entry.start_position + entry.rows);
   }
   EM_CHECK(static_cast<int>(tokens_.size()) == rows);
 
@@ -181,7 +192,8 @@ bool Device::RunStep(std::uint32_t step) {
     }
     const std::uint32_t tag = LayerTag(step, shape.moe_layers, moe_layer);
     if (rows > 0) {
-      forward_.Route(layer, shared_, exchange_.Activations(id_.value), exchange_.Routes(id_.value), mix_.data());
+      forward_.Route(layer, shared_, exchange_.Activations(id_.value), exchange_.Routes(id_.value),
+                     mix_.data());
       mine.dispatched.Set(tag);
     }
     if (experts.owned > 0) {
@@ -239,7 +251,8 @@ void Device::SampleRows() {
         compute::SampleInput input;
         input.logits = logits;
         input.params = &params;
-        if (next - slot.prompt_tokens < slot.min_tokens) input.banned = {slot.banned, std::size_t(slot.banned_count)};
+        if (next - slot.prompt_tokens < slot.min_tokens)
+          input.banned = {slot.banned, std::size_t(slot.banned_count)};
         input.prompt = {history, std::size_t(slot.prompt_tokens)};
         input.generated = {history + slot.prompt_tokens, std::size_t(next - slot.prompt_tokens)};
         input.position = next;

@@ -24,7 +24,8 @@ struct AttachedDomain {
 
 class Device {
  public:
-  Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels, std::vector<int> cpus, Exchange& exchange);
+  Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels, std::vector<int> cpus,
+         Exchange& exchange);
 
   // Maps the domain's memory. Takes milliseconds: no byte is copied.
   Status Attach(const MemoryMap& map, int domain_fd);

@@ -20,17 +20,22 @@ namespace elasticmoe::runtime {
 namespace {
 
 std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 constexpr std::int64_t kIdleSleepNs = 500'000'000;  // an idle worker wakes twice a second
 
 // Two threads: the step thread (which the Device lives on) and the control thread. Control work that touches
-// the Device runs on the step thread between steps, as a task.
+// what steps read runs on the step thread between steps, as a task.
 class Worker {
  public:
   Worker(core::ModelSpec spec, const compute::Kernels& kernels, Channel control, Exchange exchange)
-      : spec_(std::move(spec)), kernels_(kernels), control_(std::move(control)), exchange_(std::move(exchange)) {}
+      : spec_(std::move(spec)),
+        kernels_(kernels),
+        control_(std::move(control)),
+        exchange_(std::move(exchange)) {}
 
   int Run() {
     std::jthread steps([this](std::stop_token stop) { StepLoop(stop); });
@@ -38,8 +43,15 @@ class Worker {
       auto message = control_.Receive();
       if (!message) break;
       Expected<Json> answer = Fail(ErrorCode::kInternal, "no answer");
-      Execute([&] { answer = Handle(*message); });
-      if (device_) ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
+      // Preparing an epoch touches nothing that a running step reads: no step waits for it, nor it for a
+      // step.
+      const bool beside_steps = message->body.value("op", "") == "prepare";
+      if (beside_steps)
+        answer = Handle(*message);
+      else
+        Execute([&] { answer = Handle(*message); });
+      if (device_)
+        ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
       if (!control_.Send(answer ? *answer : ErrorBody(answer.error()))) break;
     }
     // The coordinator is gone: nobody waits for the step that may be running.
@@ -81,7 +93,8 @@ class Worker {
       seen_ = header.step.value.load(std::memory_order_acquire);
       if (!device_) continue;
       bool member = false;
-      for (int rank = 0; rank < header.member_count; ++rank) member |= header.members[rank] == device_->id().value;
+      for (int rank = 0; rank < header.member_count; ++rank)
+        member |= header.members[rank] == device_->id().value;
       if (member) device_->RunStep(seen_);
     }
   }
@@ -94,12 +107,14 @@ class Worker {
       if (op == "ping") return Json{{"pid", ::getpid()}};
       if (op == "attach") {
         EM_ASSIGN_OR_RETURN(const MemoryMap map, MemoryMapFromJson(request.at("memory")));
-        if (message.fds.size() != 1) return Fail(ErrorCode::kInvalidArgument, "attaching: descriptors={}", message.fds.size());
+        if (message.fds.size() != 1)
+          return Fail(ErrorCode::kInvalidArgument, "attaching: descriptors={}", message.fds.size());
         const DeviceId id(request.at("device").get<int>());
         if (!device_ || device_->id() != id)
           device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), exchange_);
         EM_RETURN_IF_ERROR(device_->Attach(map, message.fds[0].get()));
-        seen_ = exchange_.header().step.value.load(std::memory_order_acquire);  // steps announced before are not for it
+        seen_ = exchange_.header().step.value.load(
+            std::memory_order_acquire);  // steps announced before are not for it
         return Json{{"ns", NowNs() - start}};
       }
       if (!device_) return Fail(ErrorCode::kFailedPrecondition, "{}: this worker is not attached", op);
@@ -145,7 +160,8 @@ int RunWorker(const WorkerOptions& options) {
   if (!kernels) return fail(kernels.error());
   auto exchange = Exchange::Attach(options.exchange_fd);
   if (!exchange) return fail(exchange.error());
-  Worker worker(std::move(checkpoint->spec), **kernels, Channel(Fd(options.control_fd)), std::move(*exchange));
+  Worker worker(std::move(checkpoint->spec), **kernels, Channel(Fd(options.control_fd)),
+                std::move(*exchange));
   return worker.Run();
 }
 

@@ -65,18 +65,23 @@ class ByteTokenizer final : public model::Tokenizer {
   const std::string& ChatTemplateSource() const override { return template_; }
 
  private:
-  // Holds a character's bytes back until it is whole, or can no longer become so.
+  // Holds back at most three bytes that may be the beginning of a character.
   class Stream final : public model::TextStream {
    public:
-    Stream(const ByteTokenizer& tokenizer, bool skip_special) : tokenizer_(tokenizer), skip_special_(skip_special) {}
+    Stream(const ByteTokenizer& tokenizer, bool skip_special)
+        : tokenizer_(tokenizer), skip_special_(skip_special) {}
     std::string Add(TokenId id) override {
       pending_.push_back(id);
-      const std::string text = tokenizer_.Decode(pending_, skip_special_);
-      if (text.ends_with("\xEF\xBF\xBD") && pending_.size() < 4) return {};
+      std::string text = tokenizer_.Decode(pending_, skip_special_);
+      if (text.ends_with("\xEF\xBF\xBD") && pending_.size() < 4) return "";
       pending_.clear();
       return text;
     }
-    std::string Finish() override { return tokenizer_.Decode(pending_, skip_special_); }
+    std::string Finish() override {
+      std::string text = tokenizer_.Decode(pending_, skip_special_);
+      pending_.clear();
+      return text;
+    }
 
    private:
     const ByteTokenizer& tokenizer_;

@@ -1,0 +1,191 @@
+#include "cli/status_view.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "cli/openai_answer.h"
+
+namespace elasticmoe::cli {
+namespace {
+
+struct Column {
+  std::string title;
+  std::vector<std::string> cells;
+};
+
+std::string Table(const std::vector<Column>& columns) {
+  std::string out;
+  const std::size_t rows = columns.front().cells.size();
+  for (std::size_t row = 0; row <= rows; ++row) {
+    std::string line;
+    for (const Column& column : columns) {
+      std::size_t width = column.title.size();
+      for (const std::string& cell : column.cells) width = std::max(width, cell.size());
+      line += fmt::format("  {:>{}}", row == 0 ? column.title : column.cells[row - 1], width);
+    }
+    out += line + "\n";
+  }
+  return out;
+}
+
+std::string Cell(const Json& value, bool is_bytes) {
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";
+  if (value.is_number() && is_bytes) return HumanBytes(value.get<double>());
+  if (value.is_number_float()) return fmt::format("{:.2f}", value.get<double>());
+  if (value.is_number() || value.is_array())
+    return value.is_array() ? fmt::format("{}", value.size()) : DumpJson(value);
+  return "-";
+}
+
+// "kv_used_bytes" -> "kv used"
+std::string Title(std::string key) {
+  if (key.ends_with("_bytes")) key.resize(key.size() - 6);
+  std::ranges::replace(key, '_', ' ');
+  return key;
+}
+
+// One column for each key of the devices, in the order in which they come up.
+std::string Devices(const Json& devices) {
+  std::vector<std::string> keys;
+  for (const Json& device : devices)
+    if (device.is_object())
+      for (const auto& [key, value] : device.items())
+        if (!value.is_object() && std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
+  if (keys.empty()) return "";
+  std::vector<Column> columns;
+  for (const std::string& key : keys) {
+    Column column{Title(key), {}};
+    for (const Json& device : devices) {
+      const Json* value = FindField(device, key);
+      column.cells.push_back(value == nullptr ? "-" : Cell(*value, key.ends_with("_bytes")));
+    }
+    columns.push_back(std::move(column));
+  }
+  return Table(columns);
+}
+
+std::string Cluster(const Json& cluster) {
+  std::string head;
+  for (const auto& [key, value] : cluster.items())
+    if (value.is_primitive() && !value.is_null())
+      head +=
+          fmt::format("{}{} {}", head.empty() ? "" : ", ", Title(key), Cell(value, key.ends_with("_bytes")));
+  std::string out = head.empty() ? "" : fmt::format("cluster   {}\n", head);
+  const Json* operation = FindField(cluster, "operation");
+  if (operation != nullptr && operation->is_object())
+    out += fmt::format("resize    {} {} {:.0f} %\n", StringField(*operation, "state", "?"),
+                       StringField(*operation, "phase"), 100 * NumberField(*operation, "progress"));
+  const Json* devices = FindField(cluster, "devices");
+  if (devices != nullptr && devices->is_array() && !devices->empty()) out += "\n" + Devices(*devices);
+  return out;
+}
+
+// Devices from the metrics, of a server that has no /v1/cluster.
+std::string DevicesOfMetrics(const std::vector<MetricSample>& metrics) {
+  std::map<std::string, std::map<std::string, double>> devices;  // device -> metric -> value
+  std::vector<std::string> names;
+  for (const MetricSample& sample : metrics) {
+    const auto device = sample.labels.find("device");
+    if (device == sample.labels.end() || !sample.name.starts_with("elasticmoe_device_")) continue;
+    const std::string name = sample.name.substr(18);
+    devices[device->second][name] += sample.value;
+    if (std::ranges::find(names, name) == names.end()) names.push_back(name);
+  }
+  if (devices.empty()) return "";
+  std::vector<Column> columns = {{"device", {}}};
+  for (const auto& [device, values] : devices) columns[0].cells.push_back(device);
+  for (const std::string& name : names) {
+    Column column{Title(name.ends_with("_total") ? name.substr(0, name.size() - 6) : name), {}};
+    for (const auto& [device, values] : devices) {
+      const auto value = values.find(name);
+      column.cells.push_back(value == values.end() ? "-" : fmt::format("{}", value->second));
+    }
+    columns.push_back(std::move(column));
+  }
+  return "\n" + Table(columns);
+}
+
+std::string Load(const ServerState& state, const std::optional<ServerState>& before) {
+  const auto sum = [&](std::string_view name) { return SumOf(state.metrics, name); };
+  std::string out;
+  const auto add = [&](std::optional<double> value, std::string_view what) {
+    if (value) out += fmt::format("{}{:.0f} {}", out.empty() ? "" : ", ", *value, what);
+  };
+  add(sum("vllm:num_requests_running"), "running");
+  add(sum("vllm:num_requests_waiting"), "waiting");
+  add(sum("vllm:request_success_total"), "ended");
+  add(sum("vllm:num_preemptions_total"), "preempted");
+  if (!out.empty()) out = "requests  " + out + "\n";
+
+  std::string tokens;
+  const auto rate = [&](std::string_view name, std::string_view what) {
+    const auto now = sum(name);
+    if (!now) return;
+    tokens += fmt::format("{}{:.0f} {}", tokens.empty() ? "" : ", ", *now, what);
+    const auto then = before ? SumOf(before->metrics, name) : std::nullopt;
+    if (then && state.at_ns > before->at_ns && *now >= *then)
+      tokens +=
+          fmt::format(" ({:.0f}/s)", (*now - *then) * 1e9 / static_cast<double>(state.at_ns - before->at_ns));
+  };
+  rate("vllm:generation_tokens_total", "generated");
+  rate("vllm:prompt_tokens_total", "of prompts");
+  if (!tokens.empty()) out += "tokens    " + tokens + "\n";
+  auto usage = sum("vllm:kv_cache_usage_perc");
+  if (!usage) usage = sum("vllm:gpu_cache_usage_perc");  // its name before vLLM 0.10
+  if (usage) out += fmt::format("KV cache  {:.1f} % in use\n", 100 * *usage);
+
+  std::string latency;
+  const auto mean = [&](const std::string& name, std::string_view what) {
+    const auto total = sum(name + "_sum"), count = sum(name + "_count");
+    if (!total || !count || *count <= 0) return;
+    latency += fmt::format("{}{} {:.1f} ms", latency.empty() ? "" : ", ", what, *total / *count * 1e3);
+  };
+  mean("vllm:time_to_first_token_seconds", "first token");
+  mean("vllm:inter_token_latency_seconds", "next token");
+  mean("vllm:e2e_request_latency_seconds", "request");
+  if (!latency.empty()) out += "mean      " + latency + "\n";
+  return out;
+}
+
+}  // namespace
+
+std::string HumanBytes(double bytes) {
+  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  std::size_t unit = 0;
+  while (std::abs(bytes) >= 1024 && unit + 1 < std::size(kUnits)) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.1f} {}", bytes, kUnits[unit]);
+}
+
+std::string RenderStatus(const ServerState& state, const std::optional<ServerState>& before) {
+  std::string out = fmt::format("server    {}  {}{}{}\n", state.url, state.health,
+                                state.version.empty() ? "" : "  version ", state.version);
+  for (const ModelInfo& model : state.models) {
+    out += fmt::format("model     {}", model.id);
+    if (model.max_model_len > 0) out += fmt::format("  context {}", model.max_model_len);
+    out += "\n";
+  }
+  out += Load(state, before);
+  out += state.cluster.is_object() ? Cluster(state.cluster) : DevicesOfMetrics(state.metrics);
+  return out;
+}
+
+Json StatusJson(const ServerState& state) {
+  Json models = Json::array();
+  for (const ModelInfo& model : state.models)
+    models.push_back({{"id", model.id}, {"max_model_len", model.max_model_len}});
+  Json metrics = Json::object();
+  for (const MetricSample& sample : state.metrics) {
+    if (sample.labels.contains("le")) continue;  // buckets say nothing when summed
+    metrics[sample.name] =
+        (metrics.contains(sample.name) ? metrics[sample.name].get<double>() : 0.0) + sample.value;
+  }
+  return Json{{"url", state.url}, {"health", state.health}, {"version", state.version},
+              {"models", models}, {"metrics", metrics},     {"cluster", state.cluster}};
+}
+
+}  // namespace elasticmoe::cli
