@@ -26,11 +26,11 @@ bool BlockPool::ReferencedAtOrAbove(std::uint32_t size) const {
 // Ends the cached content of a block; an unreferenced block becomes free.
 void BlockPool::Forget(BlockId block) {
   Block& entry = blocks_[block.value];
-  if (entry.serial == 0) return;
+  if (entry.content == 0) return;
   const auto key = key_of_.find(block.value);
   cached_.erase(key->second);
   key_of_.erase(key);
-  entry.serial = 0;
+  entry.content = 0;
   if (entry.references == 0) {
     evictable_.erase({entry.last_use, block.value});
     free_.insert(block.value);
@@ -49,7 +49,7 @@ std::optional<BlockId> BlockPool::Allocate() {
 void BlockPool::AddReference(BlockId block) {
   Block& entry = blocks_[block.value];
   if (entry.references++ == 0) {
-    EM_CHECK(entry.serial != 0);
+    EM_CHECK(entry.content != 0);
     evictable_.erase({entry.last_use, block.value});
   }
 }
@@ -58,7 +58,7 @@ void BlockPool::Release(BlockId block) {
   Block& entry = blocks_[block.value];
   EM_CHECK(entry.references > 0, "block={}", block);
   if (--entry.references > 0) return;
-  if (entry.serial == 0) {
+  if (entry.content == 0) {
     free_.insert(block.value);
   } else {
     entry.last_use = clock_++;
@@ -66,34 +66,28 @@ void BlockPool::Release(BlockId block) {
   }
 }
 
-std::vector<BlockId> BlockPool::TakePrefix(std::span<const TokenId> tokens) {
-  std::vector<BlockId> found;
+BlockPool::Prefix BlockPool::TakePrefix(std::span<const TokenId> tokens) {
+  Prefix prefix;
   Key key{0, {}};
   for (std::size_t begin = 0; begin + block_tokens_ <= tokens.size(); begin += block_tokens_) {
     key.tokens.assign(tokens.begin() + begin, tokens.begin() + begin + block_tokens_);
     const auto at = cached_.find(key);
     if (at == cached_.end()) break;
-    const BlockId block(at->second);
-    AddReference(block);
-    found.push_back(block);
-    key.previous = blocks_[block.value].serial;
+    AddReference(BlockId(at->second));
+    prefix.blocks.push_back(BlockId(at->second));
+    prefix.content = key.previous = blocks_[at->second].content;
   }
-  return found;
+  return prefix;
 }
 
-void BlockPool::Publish(BlockId block, std::optional<BlockId> previous, std::span<const TokenId> tokens) {
-  EM_CHECK(static_cast<int>(tokens.size()) == block_tokens_ && blocks_[block.value].references > 0);
-  if (blocks_[block.value].serial != 0) return;
-  Key key{0, {tokens.begin(), tokens.end()}};
-  if (previous) {
-    key.previous = blocks_[previous->value].serial;
-    if (key.previous == 0)
-      return;  // its past is not findable (an equal block was cached first): neither is it
-  }
-  const auto [at, inserted] = cached_.emplace(std::move(key), block.value);
-  if (!inserted) return;
+ContentId BlockPool::Publish(BlockId block, ContentId previous, std::span<const TokenId> tokens) {
+  Block& entry = blocks_[block.value];
+  EM_CHECK(static_cast<int>(tokens.size()) == block_tokens_ && entry.references > 0);
+  if (entry.content != 0) return entry.content;
+  const auto [at, inserted] = cached_.try_emplace(Key{previous, {tokens.begin(), tokens.end()}}, block.value);
+  if (!inserted) return blocks_[at->second].content;
   key_of_.emplace(block.value, at);
-  blocks_[block.value].serial = next_serial_++;
+  return entry.content = next_content_++;
 }
 
 void BlockPool::ForgetCache() {
@@ -105,11 +99,11 @@ void BlockPool::CheckIntegrity() const {
     const Block& block = blocks_[id];
     const auto value = static_cast<std::int32_t>(id);
     const bool is_free = free_.count(value) > 0;
-    const bool is_evictable = block.serial != 0 && evictable_.count({block.last_use, value}) > 0;
+    const bool is_evictable = block.content != 0 && evictable_.count({block.last_use, value}) > 0;
     EM_CHECK(int(is_free) + int(is_evictable) + int(block.references > 0) == 1, "block={} references={}", id,
              block.references);
-    EM_CHECK((block.serial != 0) == (key_of_.count(value) > 0));
-    if (block.serial != 0) EM_CHECK(key_of_.at(value)->second == value);
+    EM_CHECK((block.content != 0) == (key_of_.count(value) > 0));
+    if (block.content != 0) EM_CHECK(key_of_.at(value)->second == value);
   }
   EM_CHECK(cached_.size() == key_of_.size() && free_.size() + evictable_.size() == Available());
 }

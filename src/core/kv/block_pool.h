@@ -1,8 +1,8 @@
 // KV blocks of one domain: free, referenced by sequences, or cached (full blocks of finished or running
 // prefixes that another request may share). Pure.
 //
-// A cached block is named by the hash of all tokens up to its end, and checked against its own tokens and its
-// predecessor's identity, so that a collision of hashes cannot give a sequence somebody else's past.
+// A cached content is named by its own tokens and the identity of the content before it, compared exactly: no
+// collision of hashes can give a sequence somebody else's past.
 //
 // Invariants (CheckIntegrity): a block is free, or referenced, or cached-unreferenced (evictable), never two
 // of them; each cached block is found under its key.
@@ -18,6 +18,9 @@
 #include "base/ids.h"
 
 namespace elasticmoe::core {
+
+// Identity of the tokens up to a block's end, never given twice; 0 = nothing.
+using ContentId = std::uint64_t;
 
 class BlockPool {
  public:
@@ -39,25 +42,30 @@ class BlockPool {
   void Release(BlockId block);  // a cached block stays findable until it is needed for something else
 
   // Walks cached blocks that hold a prefix of `tokens`, whole blocks only, each with one reference taken.
-  std::vector<BlockId> TakePrefix(std::span<const TokenId> tokens);
+  struct Prefix {
+    std::vector<BlockId> blocks;
+    ContentId content = 0;  // of the last one
+  };
+  Prefix TakePrefix(std::span<const TokenId> tokens);
 
-  // Makes a full block findable: it holds `tokens` and follows `previous` (nullopt: it is a first block).
-  // Where an equal block is cached already, nothing happens.
-  void Publish(BlockId block, std::optional<BlockId> previous, std::span<const TokenId> tokens);
+  // Makes a full block findable: it holds `tokens` and follows `previous` (0: it is a first block). Where an
+  // equal content is cached already, that one stays. The content's identity, for what follows it. REQUIRES:
+  // the block is referenced, tokens.size() is the block size.
+  ContentId Publish(BlockId block, ContentId previous, std::span<const TokenId> tokens);
 
   void ForgetCache();
+  int References(BlockId block) const { return blocks_[block.value].references; }
   void CheckIntegrity() const;
 
  private:
-  // Identity of a cached content: `generation` changes whenever a block's content is given up.
   struct Key {
-    std::uint64_t previous;  // serial of the block before, 0 for none
+    ContentId previous;
     std::vector<TokenId> tokens;
     auto operator<=>(const Key&) const = default;
   };
   struct Block {
     int references = 0;
-    std::uint64_t serial = 0;    // of the cached content, 0 = not cached
+    ContentId content = 0;       // 0 = not cached
     std::uint64_t last_use = 0;  // when it was released, for eviction
   };
   void Forget(BlockId block);
@@ -68,7 +76,7 @@ class BlockPool {
   std::set<std::pair<std::uint64_t, std::int32_t>> evictable_;  // (last_use, block)
   std::map<Key, std::int32_t> cached_;
   std::map<std::int32_t, std::map<Key, std::int32_t>::iterator> key_of_;
-  std::uint64_t next_serial_ = 1;
+  ContentId next_content_ = 1;
   std::uint64_t clock_ = 1;
 };
 

@@ -10,7 +10,8 @@ void Scheduler::SetDevices(std::span<const SchedulerDevice> devices) {
   for (const SchedulerDevice& device : devices) {
     impl_->pools.try_emplace(device.domain, impl_->options.block_tokens);
     const auto before = impl_->devices.find(device.device);
-    next[device.device] = {device, before == impl_->devices.end() ? 0 : before->second.sequences};
+    next[device.device].config = device;
+    if (before != impl_->devices.end()) next[device.device].sequences = before->second.sequences;
   }
   for (const auto& [id, device] : impl_->devices)
     EM_CHECK(next.count(id) > 0 || device.sequences == 0, "device={} leaves with {} sequences", id,
@@ -44,8 +45,7 @@ void Scheduler::SetBlocks(DomainId domain, std::uint32_t blocks) {
           pool.Release(block);
           return true;
         });
-    // Sources of tails that have not run yet: their sequences lose what was to come.
-    if (pool.ReferencedAtOrAbove(blocks)) impl_->DropTails(domain, false);
+    if (pool.ReferencedAtOrAbove(blocks)) impl_->DropTailsFrom(domain);
   }
   pool.Resize(blocks);
 }
@@ -60,33 +60,20 @@ void Scheduler::ForgetKv(DomainId domain) {
       impl_->CancelMove(*sequence);
   }
   for (Sequence* sequence : lost) impl_->Preempt(*sequence);
-  impl_->DropTails(domain, true);
+  impl_->DropTailsFrom(domain);
   if (const auto pool = impl_->pools.find(domain); pool != impl_->pools.end()) pool->second.ForgetCache();
 }
 
-// Tails out of a domain (and into it) do not run any more: sequences that waited for one are preempted.
-void Scheduler::Impl::DropTails(DomainId domain, bool into) {
-  std::vector<Sequence*> lost;
-  std::vector<Tail> kept, dropped;
-  for (Tail& tail : tails) {
-    const bool from = tail.from_domain == domain;
-    const bool to = into && !tail.copies.empty() && tail.copies.front().to_domain == domain;
-    if (!from && !to) {
-      kept.push_back(std::move(tail));
-      continue;
-    }
-    for (auto& [rank, sequence] : running)
-      for (const KvCopy& copy : tail.copies)
-        if (sequence->domain == copy.to_domain &&
-            std::find(sequence->blocks.begin(), sequence->blocks.end(), copy.to) != sequence->blocks.end() &&
-            std::find(lost.begin(), lost.end(), sequence) == lost.end())
-          lost.push_back(sequence);
-    dropped.push_back(std::move(tail));
-  }
-  tails = std::move(kept);
-  for (const Tail& tail : dropped)
-    for (const BlockId block : tail.release) Pool(tail.from_domain).Release(block);
-  for (Sequence* sequence : lost) Preempt(*sequence);
+// Tails that have not run yet lose their source: their sequences run again from their tokens.
+void Scheduler::Impl::DropTailsFrom(DomainId domain) {
+  std::vector<RequestId> lost;
+  for (const Tail& tail : tails)
+    if (tail.from_domain == domain) lost.push_back(tail.request);
+  for (const RequestId request : lost) Preempt(Find(request));
+}
+
+bool Scheduler::Impl::HasTail(RequestId request) const {
+  return std::any_of(tails.begin(), tails.end(), [&](const Tail& tail) { return tail.request == request; });
 }
 
 int Scheduler::SequencesOn(DeviceId device) const {
@@ -115,74 +102,92 @@ bool Scheduler::Impl::EndOrphan(RequestId request) {
   return true;
 }
 
-void Scheduler::Impl::PlaceOn(Sequence& sequence, DeviceId device) {
-  --devices.at(sequence.device).sequences;
-  ++devices.at(device).sequences;
-  sequence.device = device;
+// Each accepting device's share by weight, rounded down; the rest goes to those who have most above theirs
+// (they then give away least). `counts` are the present ones.
+std::map<DeviceId, int> Scheduler::Impl::TargetCounts(const std::map<DeviceId, int>& counts) const {
+  double weights = 0;
+  for (const auto& [id, device] : devices)
+    if (device.config.accepts) weights += device.config.weight;
+  std::map<DeviceId, int> target;
+  if (weights <= 0) return target;
+  const auto total = static_cast<int>(running.size());
+  int given = 0;
+  std::vector<std::pair<double, DeviceId>> rest;
+  for (const auto& [id, device] : devices) {
+    if (!device.config.accepts) continue;
+    const double share = total * device.config.weight / weights;
+    const int whole = static_cast<int>(share);
+    target[id] = whole;
+    given += whole;
+    rest.emplace_back(-(share - whole) - (counts.at(id) > whole ? 1.0 : 0.0), id);
+  }
+  std::sort(rest.begin(), rest.end());
+  for (std::size_t i = 0; given < total; i = (i + 1) % rest.size(), ++given) ++target[rest[i].second];
+  return target;
+}
+
+// Between domains: full blocks are copied while it goes on.
+Scheduler::Move Scheduler::Impl::StartMove(Sequence& sequence, DeviceState& to) {
+  Move move{sequence.request.id, sequence.device, to.config.device, {}};
+  const int full = sequence.computed / options.block_tokens;
+  MoveState state{to.config.device, to.config.domain, {}, full == 0};
+  for (int i = 0; i < full; ++i) {
+    state.blocks.push_back(*Pool(to.config.domain).Allocate());
+    move.copies.push_back({sequence.domain, sequence.blocks[i], to.config.domain, state.blocks.back()});
+  }
+  ++to.sequences;
+  sequence.move = std::move(state);
+  return move;
 }
 
 std::vector<Scheduler::Move> Scheduler::Rebalance() {
   Impl& s = *impl_;
   EM_CHECK(!s.in_flight);
-  double weights = 0;
-  for (const auto& [id, device] : s.devices)
-    if (device.config.accepts) weights += device.config.weight;
+  std::map<DeviceId, int> counts;  // once the moves under way have ended
+  for (const auto& [id, device] : s.devices) counts[id] = 0;
+  for (const auto& [rank, sequence] : s.running)
+    ++counts[sequence->move ? sequence->move->to : sequence->device];
+  std::map<DeviceId, int> target = s.TargetCounts(counts);
   std::vector<Move> moves;
-  if (weights <= 0) return moves;
+  if (target.empty()) return moves;
+  // Room for the tail and some growth, so that the switch does not fail at once.
+  const auto has_room = [&](const Impl::DeviceState& device, const Sequence& sequence) {
+    return s.Pool(device.config.domain).Available() > sequence.blocks.size();
+  };
 
-  // Target counts: the weights' shares rounded down, the rest to those who have most above (they then move
-  // fewest).
-  const auto total = static_cast<int>(s.running.size());
-  std::map<DeviceId, int> target;
-  int given = 0;
-  std::vector<std::pair<double, DeviceId>> rest;
-  for (const auto& [id, device] : s.devices) {
-    if (!device.config.accepts) continue;
-    const double share = total * device.config.weight / weights;
-    target[id] = static_cast<int>(share);
-    given += target[id];
-    rest.emplace_back(-(device.sequences > target[id] ? 1.0 + share - target[id] : share - target[id]), id);
-  }
-  std::sort(rest.begin(), rest.end());
-  for (std::size_t i = 0; given < total; i = (i + 1) % rest.size(), ++given) ++target[rest[i].second];
-
-  // Youngest first: they have least KV.
-  for (auto at = s.running.rbegin(); at != s.running.rend(); ++at) {
-    Sequence& sequence = *at->second;
-    const Impl::DeviceState& from = s.devices.at(sequence.device);
-    const bool must = !from.config.accepts;
-    if (sequence.move || s.orphans.count(sequence.request.id) > 0 ||
-        (!must && from.sequences <= target[sequence.device]))
-      continue;
-    Impl::DeviceState* to = nullptr;
-    for (auto& [id, device] : s.devices) {
-      if (!device.config.accepts || id == sequence.device || device.sequences >= target[id]) continue;
-      // The same domain first: it costs nothing.
-      if (to == nullptr || (device.config.domain == sequence.domain && to->config.domain != sequence.domain))
-        to = &device;
+  // Inside domains first, since that costs nothing. Youngest first: they have least KV.
+  for (const bool inside : {true, false}) {
+    for (auto at = s.running.rbegin(); at != s.running.rend(); ++at) {
+      Sequence& sequence = *at->second;
+      const bool must = !s.devices.at(sequence.device).config.accepts;
+      if (sequence.move || (!must && counts[sequence.device] <= target[sequence.device])) continue;
+      if (!inside && (s.orphans.count(sequence.request.id) > 0 || s.HasTail(sequence.request.id))) continue;
+      Impl::DeviceState* to = nullptr;
+      for (auto& [id, device] : s.devices) {
+        if (!device.config.accepts || id == sequence.device ||
+            (device.config.domain == sequence.domain) != inside)
+          continue;
+        if (!inside && !has_room(device, sequence)) continue;
+        const bool below = counts[id] < target[id];
+        if (!below && (inside || !must)) continue;
+        // One that is below its target before any other that has room; then the less loaded.
+        if (to == nullptr || (below && counts[to->config.device] >= target[to->config.device]) ||
+            (!below && counts[to->config.device] >= target[to->config.device] &&
+             device.LoadWithOneMore() < to->LoadWithOneMore()))
+          to = &device;
+      }
+      if (to == nullptr) continue;
+      --counts[sequence.device];
+      ++counts[to->config.device];
+      if (inside) {
+        moves.push_back({sequence.request.id, sequence.device, to->config.device, {}});
+        --s.devices.at(sequence.device).sequences;
+        ++to->sequences;
+        sequence.device = to->config.device;
+      } else {
+        moves.push_back(s.StartMove(sequence, *to));
+      }
     }
-    if (to == nullptr && must)  // all are full by count: the least loaded takes it
-      for (auto& [id, device] : s.devices)
-        if (device.config.accepts && (to == nullptr || device.sequences < to->sequences)) to = &device;
-    if (to == nullptr) continue;
-    Move move{sequence.request.id, sequence.device, to->config.device, {}};
-    if (to->config.domain == sequence.domain) {
-      s.PlaceOn(sequence, to->config.device);
-      moves.push_back(std::move(move));
-      continue;
-    }
-    BlockPool& pool = s.Pool(to->config.domain);
-    const int full = sequence.computed / s.options.block_tokens;
-    // Room for the tail and some growth, so that the switch does not fail at once.
-    if (static_cast<int>(pool.Available()) < static_cast<int>(sequence.blocks.size()) + 1) continue;
-    MoveState state{to->config.device, to->config.domain, {}, full == 0};
-    for (int i = 0; i < full; ++i) {
-      state.blocks.push_back(*pool.Allocate());
-      move.copies.push_back({sequence.domain, sequence.blocks[i], to->config.domain, state.blocks.back()});
-    }
-    ++to->sequences;
-    sequence.move = std::move(state);
-    moves.push_back(std::move(move));
   }
   return moves;
 }
@@ -203,35 +208,38 @@ void Scheduler::MoveFailed(RequestId request) {
 
 // Sequences whose copies are done change domain at this boundary; what was written since goes along as their
 // tail.
-void Scheduler::Impl::SwitchMovedSequences(StepPlan&) {
+void Scheduler::Impl::SwitchMovedSequences() {
   for (auto& [rank, sequence] : running) {
     if (!sequence->move || !sequence->move->copied) continue;
     BlockPool& pool = Pool(sequence->move->to_domain);
     std::vector<BlockId>& blocks = sequence->move->blocks;
     const std::size_t copied = blocks.size();
-    bool room = true;
-    while (blocks.size() < sequence->blocks.size() && room) {
-      if (const auto block = pool.Allocate())
-        blocks.push_back(*block);
-      else
-        room = false;
-    }
-    if (!room) {  // the target filled up meanwhile: the sequence stays, Rebalance may try again
+    const auto wanted = static_cast<std::size_t>(BlocksFor(sequence->computed));
+    if (pool.Available() <
+        wanted - copied) {  // it filled up meanwhile: the sequence stays, Rebalance may try again
       CancelMove(*sequence);
       continue;
     }
-    Tail tail;
-    tail.from_domain = sequence->domain;
-    for (std::size_t i = copied; i < blocks.size(); ++i)
-      tail.copies.push_back({sequence->domain, sequence->blocks[i], sequence->move->to_domain, blocks[i]});
+    Tail tail{sequence->request.id, {}, sequence->domain, {}};
+    while (blocks.size() < wanted) {
+      const std::size_t index = blocks.size();
+      blocks.push_back(*pool.Allocate());
+      tail.copies.push_back(
+          {sequence->domain, sequence->blocks[index], sequence->move->to_domain, blocks[index]});
+    }
     tail.release = std::move(sequence->blocks);
-    tails.push_back(std::move(tail));
+    if (tail.copies.empty()) {
+      for (const BlockId block : tail.release) Pool(tail.from_domain).Release(block);
+    } else {
+      tails.push_back(std::move(tail));
+    }
     --devices.at(sequence->device).sequences;  // the target has counted it since the move began
     sequence->device = sequence->move->to;
     sequence->domain = sequence->move->to_domain;
     sequence->blocks = std::move(blocks);
     sequence->move.reset();
     sequence->published = 0;  // findable again once a step has completed with the tail in place
+    sequence->published_content = 0;
     sequence->rewrite_table = true;
   }
 }

@@ -8,11 +8,16 @@
 //
 // Driving it: `Plan` gives a step; the driver runs it and calls `Complete`, or `AbandonStep` if it died half
 // way (the next Plan runs the same rows again; KV rows are written by position, so nothing is spoiled). At
-// most one step is in flight. Everything else may be called between any two calls.
+// most one step is in flight. Everything else may be called between any two calls, except that what takes KV
+// away or hands it over (SetBlocks, ForgetKv, Rebalance) REQUIRES no step in flight.
 //
 // Invariants (CheckIntegrity):
-//  1. A sequence on a device owns exactly the blocks that cover its computed tokens, in that device's domain.
-//  2. A block's reference count is the number of running sequences whose table holds it.
+//  1. A sequence on a device owns the blocks that cover its computed tokens, none beyond all its tokens, in
+//  that
+//     device's domain.
+//  2. A block's reference count is the number of running sequences whose table holds it, of moves that fill
+//  it, and of
+//     tails that still read it.
 //  3. Every request added ends with exactly one event that has `finish`.
 //  4. Sum of planned rows a device <= max_step_rows; running sequences <= max_running.
 #pragma once
@@ -151,7 +156,8 @@ class Scheduler {
   struct Move {
     RequestId request;
     DeviceId from, to;
-    std::vector<KvCopy> copies;  // empty inside a domain: the move is complete
+    std::vector<KvCopy> copies;  // empty inside a domain: the move is complete. Between domains, without a
+                                 // full block yet: nothing to report either, the next Plan completes it
   };
   // For each move with copies one of the two is called, whatever became of the request: its target blocks are
   // kept until then, since a copy under way writes to them. Also for copies that ended with the memory they

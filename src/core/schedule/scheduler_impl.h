@@ -1,5 +1,5 @@
-// Inside of the scheduler, shared by its two files: planning and completing (scheduler.cc), and elasticity
-// (elasticity.cc). Not for others.
+// Inside of the scheduler, shared by its files: requests and completing (scheduler.cc), planning
+// (planning.cc), elasticity (elasticity.cc). Not for others.
 #pragma once
 
 #include <map>
@@ -33,19 +33,24 @@ struct Sequence {
   DomainId domain;
   int table_slot = -1;
   std::vector<BlockId> blocks;
-  int published = 0;           // blocks given to the prefix cache
-  bool rewrite_table = false;  // the whole table goes into the next plan
-  int planned_rows = 0;        // in the step in flight
+  int published = 0;                // blocks given to the prefix cache
+  ContentId published_content = 0;  // identity of the last of them
+  bool rewrite_table = false;       // the whole table goes into the next plan
+  int planned_rows = 0;             // in the step in flight
   bool planned_sample = false;
   int cached_prompt_tokens = 0;
   std::vector<TokenLogprob> prompt_scores;
   bool first_event_sent = false;
+  TimeNs added_ns = 0;
+  TimeNs queue_ns = -1;  // until its first step; -1 = it had none
   std::optional<MoveState> move;
 
+  int Length() const { return static_cast<int>(tokens.size()); }
   int Generated() const { return static_cast<int>(tokens.size() - request.prompt.size()); }
-  int Remaining() const { return static_cast<int>(tokens.size()) - computed; }
+  int Remaining() const { return Length() - computed; }
   bool Scored() const {
-    return request.prompt_logprobs < 0 || prompt_scores.size() + 1 >= request.prompt.size();
+    return first_event_sent || request.prompt_logprobs < 0 ||
+           prompt_scores.size() + 1 >= request.prompt.size();
   }
 };
 
@@ -57,12 +62,23 @@ struct Scheduler::Impl {
   struct DeviceState {
     SchedulerDevice config;
     int sequences = 0;  // running there, and moves under way to it
+    // Of the step that is being planned:
+    int rows_left = 0;
+    std::vector<SequenceStep> steps;
+
+    double LoadWithOneMore() const { return (sequences + 1) / config.weight; }
   };
-  // The tail of a sequence that changed domain: emitted with each plan until a step completes.
+  // The end of a sequence that changed domain: emitted with each plan until a step completes.
   struct Tail {
+    RequestId request;
     std::vector<KvCopy> copies;
     DomainId from_domain;
     std::vector<BlockId> release;
+  };
+  // Target blocks of moves that were cancelled while their copies ran; freed when those end.
+  struct Orphan {
+    DomainId domain;
+    std::vector<BlockId> blocks;
   };
 
   SchedulerOptions options;
@@ -73,42 +89,46 @@ struct Scheduler::Impl {
   std::map<DomainId, BlockPool> pools;
   std::set<int> free_slots;
   std::vector<Tail> tails;
-  // Target blocks of moves that were cancelled while their copies ran; freed when those end.
-  struct Orphan {
-    DomainId domain;
-    std::vector<BlockId> blocks;
-  };
   std::map<RequestId, Orphan> orphans;
   std::uint64_t next_arrival = 0;
   std::uint64_t next_step = 1;
   bool in_flight = false;
   StepId step_in_flight;
-  std::vector<RequestId> planned;
   std::uint64_t preemptions = 0, prefix_queries = 0, prefix_hits = 0;
 
   int BlocksFor(int tokens) const { return (tokens + options.block_tokens - 1) / options.block_tokens; }
   BlockPool& Pool(DomainId domain) { return pools.at(domain); }
+  int PoolSize(DomainId domain) { return static_cast<int>(Pool(domain).Size()); }
+  int LargestPool();  // of the devices that accept; 0 = none yet
   Sequence& Find(RequestId request);
   const Sequence& Find(RequestId request) const;
 
-  // Takes blocks until `tokens` tokens fit; false (with what could be had kept) if the pool is out.
-  bool Grow(Sequence& sequence, int tokens, StepPlan& plan);
-  Sequence* VictimFor(const Sequence& sequence);
-  void Preempt(Sequence& sequence);
-  void ReleaseKv(Sequence& sequence);  // blocks, slot, place on the device, move
-  void PublishBlocks(Sequence& sequence);
-  bool Admit(Sequence& sequence, std::map<DeviceId, int>& budget, StepPlan& plan);
-  // Of those whose domain could hold `blocks` at all.
-  DeviceState* LeastLoaded(const std::map<DeviceId, int>& budget, int blocks);
-  void PlanRows(Sequence& sequence, int rows, std::map<DeviceId, DevicePlan>& plans,
-                std::map<DeviceId, int>& budget);
+  // ---- scheduler.cc
   void Finish(Sequence& sequence, TokenEvent event, FinishReason reason, std::vector<TokenEvent>& events);
   TokenEvent EventFor(Sequence& sequence);
+  void AddSampled(Sequence& sequence, const TokenLogprob& sampled, std::vector<TokenEvent>& events);
+  void ReleaseKv(Sequence& sequence);  // blocks, slot, place on the device, move, tail
+  void Preempt(Sequence& sequence);
+  void PublishBlocks(Sequence& sequence);
+
+  // ---- planning.cc
+  void PlanRunning(bool decode, StepPlan& plan, TimeNs now);
+  void PlanWaiting(StepPlan& plan, TimeNs now);
+  void PlanRows(Sequence& sequence, int rows, TimeNs now);
+  // Takes blocks until `tokens` tokens fit; false (with what could be had kept) if the pool is out.
+  bool Grow(Sequence& sequence, int tokens, StepPlan& plan);
+  bool MakeRoom(const Sequence& sequence, std::map<Rank, Sequence*>::iterator& next);
+  bool Admit(Sequence& sequence, std::map<DomainId, int>& reserved, StepPlan& plan);
+  bool AdmitOn(DeviceState& device, Sequence& sequence, std::map<DomainId, int>& reserved, StepPlan& plan);
+
+  // ---- elasticity.cc
+  bool HasTail(RequestId request) const;
   void CancelMove(Sequence& sequence);
   bool EndOrphan(RequestId request);
-  void DropTails(DomainId domain, bool into);
-  void SwitchMovedSequences(StepPlan& plan);
-  void PlaceOn(Sequence& sequence, DeviceId device);
+  void DropTailsFrom(DomainId domain);
+  void SwitchMovedSequences();
+  std::map<DeviceId, int> TargetCounts(const std::map<DeviceId, int>& counts) const;
+  Move StartMove(Sequence& sequence, DeviceState& to);
 };
 
 }  // namespace elasticmoe::core
