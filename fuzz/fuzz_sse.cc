@@ -1,4 +1,5 @@
 // A server's stream as bytes from anybody: the same events wherever it is cut, each read as an answer.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>

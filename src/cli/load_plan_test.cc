@@ -41,7 +41,8 @@ TEST(Samples, OneSampleIsEveryPercentileAndNoneIsNull) {
   Samples samples;
   EXPECT_TRUE(samples.ToJson()["p99"].is_null());
   samples.Add(3);
-  for (const auto& [key, value] : samples.ToJson().items()) EXPECT_EQ(value, 3) << key;
+  const Json json = samples.ToJson();
+  for (const auto& [key, value] : json.items()) EXPECT_EQ(value, 3) << key;
 }
 
 TEST(Samples, BeyondItsLimitItKeepsAUniformSampleAndExactEnds) {
