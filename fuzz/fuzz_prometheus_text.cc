@@ -7,6 +7,7 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace elasticmoe::cli;
-  if (const auto samples = ParsePrometheusText({reinterpret_cast<const char*>(data), size})) (void)SumOf(*samples, "a");
+  if (const auto samples = ParsePrometheusText({reinterpret_cast<const char*>(data), size}))
+    (void)SumOf(*samples, "a");
   return 0;
 }

@@ -17,7 +17,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::vector<std::string> events;
     SseParser parser;
     for (std::string_view piece : pieces)
-      if (!parser.Feed(piece, [&](const SseEvent& event) { events.push_back(event.name + '\0' + event.data); })) break;
+      if (!parser.Feed(piece,
+                       [&](const SseEvent& event) { events.push_back(event.name + '\0' + event.data); }))
+        break;
     return events;
   };
   const std::size_t cut = size > 1 ? data[0] % size : 0;
