@@ -35,6 +35,9 @@
 
 namespace elasticmoe::runtime {
 
+inline constexpr std::chrono::milliseconds kHmmPoll{
+    20};  // between questions whether a new HMM has the weights
+
 struct EngineOptions {
   std::filesystem::path model;
   std::string hmm_socket;  // abstract name; the same name finds the same HMM after a crash
