@@ -1,6 +1,5 @@
 #include "runtime/coordinator/elastic_engine.h"
 
-
 #include <algorithm>
 #include <chrono>
 
@@ -13,8 +12,8 @@
 namespace elasticmoe::runtime {
 namespace {
 
-constexpr int kMaxAttempts = 3;  // of one step: a request that kills workers must not kill the server
-constexpr int kSpins = 1000;     // ~40 us: a few layers' wait, far below a scheduler slice
+constexpr int kMaxAttempts = 10;  // of one step: many kills change nothing, a request that kills workers ends
+constexpr int kSpins = 1000;      // ~40 us: a few layers' wait, far below a scheduler slice
 
 TimeNs Now() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
