@@ -17,7 +17,7 @@ struct DeviceStats {
   DeviceId device;
   int pid = 0;
   int sequences = 0;
-  std::uint64_t rows = 0;     // token rows computed since start
+  std::uint64_t rows = 0;     // rows that its experts computed since start
   std::uint64_t experts = 0;  // (layer, expert) pairs served
 };
 
