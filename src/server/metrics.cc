@@ -185,8 +185,8 @@ std::string Metrics::Page(const runtime::EngineStats& stats, int connections) co
     add("elasticmoe_device_sequences", "Sequences that a device serves.", kGauge, device.sequences,
         {{"device", fmt::format("{}", device.device)}});
   for (const auto& device : stats.devices)
-    add("elasticmoe_device_rows_total", "Rows of tokens that a device's experts computed.", kCounter, number(device.rows),
-        {{"device", fmt::format("{}", device.device)}});
+    add("elasticmoe_device_rows_total", "Rows of tokens that a device's experts computed.", kCounter,
+        number(device.rows), {{"device", fmt::format("{}", device.device)}});
   for (const auto& device : stats.devices)
     add("elasticmoe_device_experts", "Pairs of layer and expert that a device serves.", kGauge,
         number(device.experts), {{"device", fmt::format("{}", device.device)}});
