@@ -85,6 +85,21 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   app.add_option("--standby", o.standby, "Workers kept ready to take over or to grow")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();
+  app.add_option("--standby-limit", o.standby_limit,
+                 "Workers kept at most, those of retired devices included")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  app.add_option("--device-weights", o.device_weights,
+                 "Relative speeds of devices 0, 1, ..., e.g. 1,1,0.5: their shares of experts and sequences")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  app.add_option("--redundant-experts", o.redundant_experts,
+                 "Further copies of the hottest experts a layer, made with the next resize")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--copy-rate", o.copy_bytes_per_second,
+                 "Limit of copies between domains, bytes a second, e.g. 2GiB (default: none)")
+      ->transform(bytes);
   app.add_option("--step-timeout", o.step_timeout_seconds,
                  "Seconds after which a device that hangs in a step is replaced")
       ->check(CLI::Range(1, 3600))

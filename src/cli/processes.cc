@@ -17,7 +17,6 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   CLI::App* hmm_app = app.add_subcommand("hmm", "The memory daemon of a server (started by serve)");
   hmm_app->add_option("--socket", hmm->socket)->required();
   hmm_app->add_option("--model", hmm->model)->required();
-  hmm_app->add_option("--devices", hmm->devices);
   hmm_app->add_option("--max-devices", hmm->max_devices);
   hmm_app->add_flag("--domain-per-device", hmm->domain_per_device);
   hmm_app->add_option("--kv-element-bytes", hmm->kv_element_bytes);

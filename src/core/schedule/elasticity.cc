@@ -19,6 +19,16 @@ void Scheduler::SetDevices(std::span<const SchedulerDevice> devices) {
   impl_->devices = std::move(next);
 }
 
+void Scheduler::HoldIntake(bool hold) {
+  impl_->hold_intake = hold;
+}
+
+bool Scheduler::Started() const {
+  return !impl_->running.empty() ||
+         std::any_of(impl_->waiting.begin(), impl_->waiting.end(),
+                     [](const auto& entry) { return entry.second->queue_ns >= 0; });
+}
+
 void Scheduler::SetBlocks(DomainId domain, std::uint32_t blocks) {
   EM_CHECK(!impl_->in_flight);
   BlockPool& pool = impl_->pools.try_emplace(domain, impl_->options.block_tokens).first->second;

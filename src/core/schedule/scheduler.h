@@ -138,6 +138,10 @@ class Scheduler {
   // The step in flight did not happen.
   void AbandonStep();
 
+  // While held, requests that have not run yet wait; those that have go on.
+  void HoldIntake(bool hold);
+  bool Started() const;  // any request has run and not ended
+
   // ---- elasticity ----
   // The devices from now on. Sequences of devices that are gone or no longer accept are handed to others with
   // Rebalance(); until then they stay where they are. REQUIRES: a device that is left out holds no sequence.

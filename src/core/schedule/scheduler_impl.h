@@ -93,6 +93,7 @@ struct Scheduler::Impl {
   std::uint64_t next_arrival = 0;
   std::uint64_t next_step = 1;
   bool in_flight = false;
+  bool hold_intake = false;
   StepId step_in_flight;
   std::uint64_t preemptions = 0, prefix_queries = 0, prefix_hits = 0;
 

@@ -2,11 +2,21 @@
 // attaching workers, preparing epochs), partly on the engine's thread between two steps (switching, handing
 // sequences over).
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "base/log.h"
+#include "compute/layout.h"
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll{2};
+constexpr std::chrono::seconds kMovePatience{2};  // without any sequence that leaves
+constexpr std::uint64_t kFirstKvPart = 8;         // a new device starts with so small a part of its KV memory
+
+}  // namespace
 
 void ElasticEngine::SetObserver(std::function<void(const core::ResizeEvent&)> observer) {
   const std::scoped_lock lock(observer_mutex_);
@@ -51,26 +61,156 @@ void ElasticEngine::RunTasks(bool run) {
   }
 }
 
-Status ElasticEngine::EnsureStandby() {
-  const std::scoped_lock lock(instances_mutex_);
-  if (instances_->StandbyCount() > 0) return {};
-  return instances_->AddStandby();
+// ---------------------------------------------------------------- facts
+
+core::PlanFacts ElasticEngine::BaseFacts() const {
+  const core::ModelSpec& spec = checkpoint_.spec;
+  const compute::WeightLayout layout(spec);
+  core::PlanFacts facts;
+  facts.layers = moe_layers_;
+  facts.experts = spec.moe.experts;
+  facts.expert_bytes = layout.ExpertBytes();
+  facts.shared_bytes = layout.SharedBytes();
+  facts.at_once = true;
+  for (int i = 0; i < options_.max_devices; ++i)
+    facts.devices.push_back(
+        {DeviceId(i), DomainId(options_.domain_per_device ? i : 0), WeightOf(DeviceId(i))});
+  return facts;
 }
 
-Status ElasticEngine::PrepareStage(const core::Placement& placement) {
+core::PlanFacts ElasticEngine::Facts(int devices) const {
+  core::PlanFacts facts = BaseFacts();
+  if (options_.device_memory_bytes > 0) {
+    // In one domain the shared weights are charged to the devices in equal parts, as when the server starts.
+    const std::uint64_t shared =
+        options_.domain_per_device ? facts.shared_bytes : facts.shared_bytes / std::max(devices, 1);
+    const std::uint64_t others = shared + options_.kv_memory_bytes;
+    const std::uint64_t left =
+        options_.device_memory_bytes > others ? options_.device_memory_bytes - others : 0;
+    for (core::PlanDevice& device : facts.devices)
+      device.expert_budget_bytes = std::max<std::uint64_t>(left, 1);  // 0 would mean no limit
+  }
+  facts.redundancy = std::min(options_.redundant_experts, facts.experts * std::max(devices - 1, 0));
+  for (int layer = 0; layer < facts.layers; ++layer)
+    for (int expert = 0; expert < facts.experts; ++expert) {
+      const std::size_t index = facts.load.size();
+      const std::uint64_t rows = exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed);
+      facts.load.push_back(
+          static_cast<double>(rows - (index < rows_at_resize_.size() ? rows_at_resize_[index] : 0)));
+    }
+  return facts;
+}
+
+Expected<core::Placement> ElasticEngine::FirstPlacement() const {
+  core::PlanInput input;
+  input.facts = BaseFacts();
+  for (int i = 0; i < options_.devices; ++i) input.target.emplace_back(i);
+  EM_ASSIGN_OR_RETURN(core::ResizePlan plan, core::PlanResize(input));
+  return plan.Final();
+}
+
+// ---------------------------------------------------------------- memory
+
+std::uint64_t ElasticEngine::KvChunksWanted() const {
+  const std::size_t chunk_bytes =
+      memory_.map.blocks_per_chunk *
+      compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  return options_.kv_memory_bytes / chunk_bytes;
+}
+
+Status ElasticEngine::SetKv(DeviceId device, std::uint64_t chunks) {
+  const DomainId id = memory_.map.DomainOf(device);
+  EM_ASSIGN_OR_RETURN(
+      const Message answer,
+      hmm_->Call({{"op", "set_kv"}, {"domain", id.value}, {"device", device.value}, {"chunks", chunks}}));
+  for (DomainMap& domain : memory_.map.domains)
+    if (domain.domain == id) domain.kv_chunks = answer.body.at("kv_chunks").get<std::vector<std::uint64_t>>();
+  kv_chunks_of_[device] = chunks;
+  EM_RETURN_IF_ERROR(instances_->SetKvChunks(memory_.map, id));
+  PublishKvBlocks();
+  return {};
+}
+
+Status ElasticEngine::FitMemory(HmmClient& hmm, const core::Placement& placement) {
+  EM_ASSIGN_OR_RETURN(const AttachedMemory found, hmm.Describe());
+  PeerCopies peers(options_.hmm_socket, 0);
+  EM_RETURN_IF_ERROR(peers.Restore(found.map, placement));
+  kv_chunks_of_.clear();
+  for (int i = 0; i < options_.max_devices; ++i) {
+    const DeviceId device(i);
+    const bool member = placement.RankOf(device) >= 0;
+    if (!member && options_.domain_per_device) continue;  // its domain is closed
+    const std::uint64_t chunks = member ? KvChunksWanted() : 0;
+    EM_RETURN_IF_ERROR(hmm.Call({{"op", "set_kv"},
+                                 {"domain", found.map.DomainOf(device).value},
+                                 {"device", device.value},
+                                 {"chunks", chunks}}));
+    if (member) kv_chunks_of_[device] = chunks;
+  }
+  return hmm.Record(placement);
+}
+
+Expected<bool> ElasticEngine::AddKv() {
   const std::scoped_lock lock(instances_mutex_);
+  const std::uint64_t wanted = KvChunksWanted();
+  for (const auto& [device, chunks] : kv_chunks_of_) {
+    if (chunks >= wanted) continue;
+    EM_RETURN_IF_ERROR(SetKv(device, chunks + 1));
+    return true;
+  }
+  return false;
+}
+
+Status ElasticEngine::AwaitHmm(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    {
+      const std::scoped_lock lock(mutex_);
+      if (stopping_) break;
+      if (!hmm_down_) return {};
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+  return Fail(ErrorCode::kUnavailable, "the server is stopping");
+}
+
+// ---------------------------------------------------------------- stages
+
+Status ElasticEngine::EnsureStandby() {
+  const std::scoped_lock lock(instances_mutex_);
+  rows_at_resize_.clear();
+  for (int layer = 0; layer < moe_layers_; ++layer)
+    for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
+      rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
+  if (instances_->StandbyCount() > 0) return {};
+  EM_RETURN_IF_ERROR(instances_->AddStandby());
+  Rewatch();
+  return {};
+}
+
+Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop_token& stop) {
+  EM_RETURN_IF_ERROR(AwaitHmm(stop));
+  const core::Placement& placement = stage.placement;
+  if (options_.domain_per_device) {
+    std::vector<DeviceId> joining;
+    {
+      const std::scoped_lock lock(instances_mutex_);
+      for (const DeviceId member : placement.members())
+        if (instances_->PidOf(member) < 0) joining.push_back(member);
+    }
+    for (const DeviceId device : joining) EM_RETURN_IF_ERROR(peers_->OpenDomain(DomainId(device.value)));
+    EM_RETURN_IF_ERROR(peers_->CopyExperts(stage.moves));
+  }
+  const std::scoped_lock lock(instances_mutex_);
+  if (options_.domain_per_device) {
+    EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+  }
   for (const DeviceId member : placement.members()) {
     if (instances_->PidOf(member) > 0) continue;
-    // A device brings its KV memory along, into the domain's pool.
-    const std::size_t chunk_bytes =
-        memory_.map.blocks_per_chunk *
-        compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-    EM_RETURN_IF_ERROR(hmm_->Call({{"op", "set_kv"},
-                                   {"domain", memory_.map.DomainOf(member).value},
-                                   {"device", member.value},
-                                   {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
-    EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
-    EM_RETURN_IF_ERROR(instances_->SetKvChunks(memory_.map));
+    // A device brings its KV memory along. In a domain that has KV already, most of it comes later.
+    const std::uint64_t first = options_.domain_per_device
+                                    ? KvChunksWanted()
+                                    : std::max<std::uint64_t>(1, KvChunksWanted() / kFirstKvPart);
+    EM_RETURN_IF_ERROR(SetKv(member, std::max(first, kv_chunks_of_[member])));
     EM_RETURN_IF_ERROR(instances_->Attach(member, memory_));
   }
   Rewatch();
@@ -81,51 +221,136 @@ Status ElasticEngine::PrepareStage(const core::Placement& placement) {
 }
 
 Status ElasticEngine::Commit(const core::Placement& placement) {
-  return BetweenSteps([&]() -> Status {
+  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
     const std::scoped_lock lock(instances_mutex_);
     if (placement_.epoch() == placement.epoch()) return {};  // asked twice
     if (!prepared_ || prepared_->epoch() != placement.epoch())
       return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared",
                   placement.epoch());
+    for (const DeviceId member : placement_.members())
+      if (placement.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
+        return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: device {} still has {} sequences",
+                    placement.epoch(), member, scheduler_->SequencesOn(member));
     for (const DeviceId member : placement.members())
       if (placement_.RankOf(member) < 0) fresh_.insert(member);
     placement_ = placement;
     prepared_.reset();
-    scheduler_->SetDevices(SchedulerDevices());
+    std::erase_if(leaving_, [&](DeviceId device) { return placement_.RankOf(device) < 0; });
     UpdateKvBlocks();
-    (void)scheduler_->Rebalance();
+    scheduler_->SetDevices(SchedulerDevices());
+    StartMoves(scheduler_->Rebalance());
+    UpdatePids();
     UpdateSpin();
+    PublishSettled();
     PublishStats();
     return {};
-  });
+  }));
+  // Before anything of the epoch before it is given up: an adopted HMM always has what it has recorded.
+  const std::scoped_lock lock(instances_mutex_);
+  if (Status recorded = hmm_->Record(placement); !recorded)
+    LogWarn("{}", recorded.error().message);  // it died: the next one is told when it takes over
+  return {};
 }
 
-Status ElasticEngine::MoveSequences(const std::vector<DeviceId>& leaving) {
-  return BetweenSteps([&]() -> Status {
-    leaving_.clear();
-    leaving_.insert(leaving.begin(), leaving.end());
-    scheduler_->SetDevices(SchedulerDevices());
-    // Inside a domain a sequence changes device by its table's number: done when this returns.
-    (void)scheduler_->Rebalance();
-    for (const DeviceId device : leaving)
-      if (scheduler_->SequencesOn(device) > 0)
-        return Fail(ErrorCode::kUnavailable, "handing sequences over: device {} has {} left", device,
-                    scheduler_->SequencesOn(device));
-    return {};
-  });
+Status ElasticEngine::ReleaseStage(const std::vector<core::ExpertDrop>& drops) {
+  if (options_.domain_per_device) return peers_->DropExperts(drops);
+  return {};  // inside a domain the pages of an expert stay where they are
+}
+
+// ---------------------------------------------------------------- sequences
+
+void ElasticEngine::StartMoves(std::vector<core::Scheduler::Move> moves) {
+  for (core::Scheduler::Move& move : moves)
+    if (!move.copies.empty()) mover_->Start(move.request, std::move(move.copies));
+}
+
+void ElasticEngine::TakeMoved() {
+  const std::vector<KvMover::Done> done = mover_->TakeDone();
+  for (const KvMover::Done& one : done) {
+    if (one.copied)
+      scheduler_->MoveCopied(one.request);
+    else
+      scheduler_->MoveFailed(one.request);
+  }
+  if (!done.empty()) PublishSettled();
+}
+
+void ElasticEngine::PublishSettled() {
+  bool settled = mover_->Pending() == 0;
+  for (const DeviceId device : leaving_) settled &= scheduler_->SequencesOn(device) == 0;
+  const std::scoped_lock lock(mutex_);
+  settled_.reset();
+  if (settled) settled_ = leaving_;
+}
+
+Status ElasticEngine::MoveSequences(const std::vector<DeviceId>& leaving, const std::stop_token& stop) {
+  const std::set<DeviceId> wanted(leaving.begin(), leaving.end());
+  const auto settled = [&] {
+    const std::scoped_lock lock(mutex_);
+    return settled_ == wanted;
+  };
+  int left_before = -1;
+  auto progress = std::chrono::steady_clock::now();
+  while (!settled()) {
+    if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+    int left = 0;
+    const bool stuck = std::chrono::steady_clock::now() - progress > kMovePatience;
+    EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
+      leaving_ = wanted;
+      scheduler_->SetDevices(SchedulerDevices());
+      TakeMoved();
+      if (stuck && options_.domain_per_device)
+        // No other domain has room for them, or none can be copied: they run again from their tokens.
+        for (const DeviceId device : leaving)
+          if (scheduler_->SequencesOn(device) > 0) scheduler_->ForgetKv(DomainId(device.value));
+      StartMoves(scheduler_->Rebalance());
+      for (const DeviceId device : leaving) left += scheduler_->SequencesOn(device);
+      PublishSettled();
+      return {};
+    }));
+    if (left != left_before) progress = std::chrono::steady_clock::now();
+    left_before = left;
+    if (!settled()) std::this_thread::sleep_for(kPoll);
+  }
+  return {};
+}
+
+Status ElasticEngine::HoldIntake(bool hold, const std::stop_token& stop) {
+  for (;;) {
+    bool running = false;
+    EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
+      scheduler_->HoldIntake(hold);
+      running = scheduler_->Started();
+      return {};
+    }));
+    if (!hold || !running) return {};
+    if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+    std::this_thread::sleep_for(kPoll);
+  }
 }
 
 Status ElasticEngine::Retire(DeviceId device) {
-  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
-    if (placement_.RankOf(device) >= 0)
-      return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
-    leaving_.erase(device);
+  if (PlacementNow().RankOf(device) >= 0)
+    return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    instances_->Retire(device);
+    EM_RETURN_IF_ERROR(instances_->FillStandby());
+    Rewatch();
+  }
+  if (!options_.domain_per_device) return {};
+  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {  // nobody copies from or to it any more
+    TakeMoved();
+    if (mover_->Pending() > 0)
+      return Fail(ErrorCode::kUnavailable, "retiring device {}: KV is still on its way", device);
+    scheduler_->SetBlocks(DomainId(device.value), 0);
     return {};
   }));
+  EM_RETURN_IF_ERROR(peers_->CloseDomain(DomainId(device.value)));
   const std::scoped_lock lock(instances_mutex_);
-  instances_->Retire(device);
-  EM_RETURN_IF_ERROR(instances_->FillStandby());
-  Rewatch();
+  kv_chunks_of_.erase(device);
+  EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+  PublishKvBlocks();
   return {};
 }
 

@@ -8,6 +8,7 @@
 namespace elasticmoe::runtime {
 namespace {
 
+constexpr std::string_view kDrain = "drain";
 constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
 
 TimeNs Now() {
@@ -47,6 +48,7 @@ void ResizeController::StepLocked(const core::ResizeEvent& event, std::vector<co
               static_cast<double>(report.finished.value_or(report.started) - report.started) / 1e6,
               report.from.size(), machine_.placement().members().size(),
               report.error ? "; " + report.error->message : "");
+      if (report.strategy == kDrain) release_intake_ = true;
       continue;
     }
     queue_.push_back(action);
@@ -75,16 +77,15 @@ Expected<core::ResizeReport> ResizeController::Submit(const core::ResizeEvent& e
 }
 
 Expected<core::ResizeReport> ResizeController::Start(core::ResizeCommand command) {
-  if (command.strategy != "elastic")
-    return Fail(ErrorCode::kUnimplemented, "strategy: {} is not to be had; use elastic", command.strategy);
-  if (engine_.options().domain_per_device)
-    return Fail(ErrorCode::kUnimplemented,
-                "resizing between memory domains is not to be had yet; serve without --domain-per-device");
+  if (command.strategy != "elastic" && command.strategy != kDrain)
+    return Fail(ErrorCode::kUnimplemented, "strategy: {} is not to be had; use elastic or drain",
+                command.strategy);
   if (command.count > engine_.options().max_devices)
     return Fail(ErrorCode::kInvalidArgument, "devices: {} is above --max-devices={}", command.count,
                 engine_.options().max_devices);
   const std::string operation = command.operation;
-  return Submit(core::CommandEvent{std::move(command), Facts()}, operation);
+  const core::PlanFacts facts = engine_.Facts(command.count);
+  return Submit(core::CommandEvent{std::move(command), facts}, operation);
 }
 
 Expected<core::ResizeReport> ResizeController::Cancel(const std::string& operation) {
@@ -119,27 +120,14 @@ std::map<DeviceId, core::DevicePhase> ResizeController::Phases() const {
   return machine_.devices();
 }
 
-core::PlanFacts ResizeController::Facts() const {
-  const core::ModelSpec& spec = engine_.Spec();
-  const core::Placement placement = engine_.PlacementNow();
-  const compute::WeightLayout layout(spec);
-  core::PlanFacts facts;
-  facts.layers = placement.layers();
-  facts.experts = placement.experts();
-  for (int i = 0; i < engine_.options().max_devices; ++i) facts.devices.push_back({DeviceId(i), DomainId(0)});
-  facts.expert_bytes = layout.ExpertBytes();
-  facts.shared_bytes = layout.SharedBytes();
-  facts.stage_experts =
-      facts.layers * facts.experts;  // inside a domain no byte moves: all of them in one commit
-  return facts;
-}
-
 void ResizeController::Loop(const std::stop_token& stop) {
+  bool fill_kv = false;  // there may be KV memory to add, when nothing else is to be done
   while (!stop.stop_requested()) {
     std::optional<core::ResizeAction> action;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, kTick, [&] { return stop.stop_requested() || !queue_.empty(); });
+      changed_.wait_for(lock, fill_kv ? std::chrono::milliseconds(0) : kTick,
+                        [&] { return stop.stop_requested() || !queue_.empty(); });
       if (!queue_.empty()) {
         action = std::move(queue_.front());
         queue_.pop_front();
@@ -150,11 +138,25 @@ void ResizeController::Loop(const std::stop_token& stop) {
         StepLocked(core::TickEvent{}, actions);
       }
     }
-    if (action) Execute(*action);
+    if (release_intake_.exchange(false)) (void)engine_.HoldIntake(false, stop);
+    if (action) {
+      Execute(*action, stop);
+      fill_kv = true;
+    } else if (fill_kv) {
+      auto more = engine_.AddKv();
+      if (!more) LogWarn("{}", more.error().message);
+      fill_kv = more.value_or(false);
+    }
   }
 }
 
-void ResizeController::Execute(const core::ResizeAction& action) {
+// The paper's switch-over: whoever runs finishes where it is, whoever comes waits.
+Status ResizeController::Drain(const std::stop_token& stop) {
+  if (Running().value_or(core::ResizeReport{}).strategy != kDrain) return {};
+  return engine_.HoldIntake(true, stop);
+}
+
+void ResizeController::Execute(const core::ResizeAction& action, const std::stop_token& stop) {
   const auto answer = [this](core::Ticket ticket, Status status) {
     Feed(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0});
     Feed(core::AnswerEvent{ticket, ErrorOf(std::move(status))});
@@ -162,13 +164,17 @@ void ResizeController::Execute(const core::ResizeAction& action) {
   if (const auto* a = std::get_if<core::ProvisionDevice>(&action)) {
     answer(a->ticket, engine_.EnsureStandby());
   } else if (const auto* a = std::get_if<core::PrepareStage>(&action)) {
-    answer(a->ticket, engine_.PrepareStage(a->stage.placement));
+    answer(a->ticket, engine_.PrepareStage(a->stage, stop));
   } else if (const auto* a = std::get_if<core::CommitStage>(&action)) {
-    answer(a->ticket, engine_.Commit(a->placement));
+    Status status = Drain(stop);
+    if (status) status = engine_.Commit(a->placement);
+    answer(a->ticket, std::move(status));
   } else if (const auto* a = std::get_if<core::ReleaseStage>(&action)) {
-    answer(a->ticket, {});  // inside a domain the pages of an expert stay where they are
+    answer(a->ticket, engine_.ReleaseStage(a->drops));
   } else if (const auto* a = std::get_if<core::MoveSequences>(&action)) {
-    answer(a->ticket, engine_.MoveSequences(a->leaving));
+    Status status = a->leaving.empty() ? Status{} : Drain(stop);
+    if (status) status = engine_.MoveSequences(a->leaving, stop);
+    answer(a->ticket, std::move(status));
   } else if (const auto* a = std::get_if<core::RollBack>(&action)) {
     answer(a->ticket, {});  // an epoch that no step names is forgotten by itself
   } else if (const auto* a = std::get_if<core::RetireDevice>(&action)) {

@@ -3,6 +3,7 @@
 // Thread-safe: commands come from anywhere; what takes time runs on a thread of its own.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -40,14 +41,15 @@ class ResizeController {
   void Feed(const core::ResizeEvent& event);  // takes the lock
   void StepLocked(const core::ResizeEvent& event, std::vector<core::ResizeAction>& actions);
   void Loop(const std::stop_token& stop);
-  void Execute(const core::ResizeAction& action);
-  core::PlanFacts Facts() const;
+  void Execute(const core::ResizeAction& action, const std::stop_token& stop);
+  Status Drain(const std::stop_token& stop);  // where the operation's strategy is to drain
 
   ElasticEngine& engine_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   core::ResizeMachine machine_;
   std::deque<core::ResizeAction> queue_;
+  std::atomic<bool> release_intake_{false};  // an operation that held it has ended
   std::jthread thread_;
 };
 

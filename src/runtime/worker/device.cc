@@ -41,18 +41,25 @@ Status Device::Attach(const MemoryMap& map, int domain_fd) {
   shared_ = compute::BindShared(spec_, layout_, domain_.data() + domain->shared_offset);
   kv_.layout = compute::KvLayout::Of(spec_, map.kv_element_bytes);
   kv_.blocks_per_chunk = map.blocks_per_chunk;
-  SetKvChunks(domain->kv_chunks);
+  chunks_.assign(domain->bytes / (kv_.blocks_per_chunk * kv_.layout.BlockBytes()), nullptr);
+  kv_.chunks = chunks_.data();
+  EM_RETURN_IF_ERROR(SetKvChunks(domain->kv_chunks));
   for (EpochExperts& epoch : epochs_) epoch.valid = false;
   return {};
 }
 
-void Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
-  chunks_.clear();
-  for (const std::uint64_t offset : offsets) {
-    chunks_.push_back(domain_.data() + offset);
-    Prefault(chunks_.back(), kv_.blocks_per_chunk * kv_.layout.BlockBytes());
+Status Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
+  const std::size_t chunk_bytes = kv_.blocks_per_chunk * kv_.layout.BlockBytes();
+  if (offsets.size() > chunks_.size())
+    return Fail(ErrorCode::kInvalidArgument, "sizing KV: chunks={} (limit={})", offsets.size(),
+                chunks_.size());
+  for (std::size_t i = 0; i < offsets.size(); ++i) {
+    std::byte* chunk = domain_.data() + offsets[i];
+    if (chunks_[i] == chunk) continue;
+    Prefault(chunk, chunk_bytes);
+    chunks_[i] = chunk;
   }
-  kv_.chunks = chunks_.data();
+  return {};
 }
 
 Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
@@ -144,6 +151,7 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
     const compute::MlpWeights& weights = experts.weights[std::size_t(layer) * shape.experts + expert];
     EM_CHECK(weights.gate.data != nullptr, "step={} layer={} expert={} device={}", step, layer, expert, id_);
     batches_.push_back({weights, rows_by_expert_[expert]});
+    exchange_.ExpertRows(layer, expert).fetch_add(rows_by_expert_[expert].size(), std::memory_order_relaxed);
   }
   if (!batches_.empty()) compute::RunExperts(spec_, kernels_, threads_, batches_, scratch_);
   exchange_.device(id_.value).expert_rows.fetch_add(served, std::memory_order_relaxed);

@@ -34,8 +34,8 @@ class Device {
   // page tables. The epochs before it stay runnable (kPlacementRing of them).
   Status Prepare(const MemoryMap& map, std::uint64_t epoch);
 
-  // The KV chunks changed (a resize of the pool).
-  void SetKvChunks(const std::vector<std::uint64_t>& offsets);
+  // The KV pool is resized. May run beside a step: no step uses chunks that are new, or that are gone.
+  Status SetKvChunks(const std::vector<std::uint64_t>& offsets);
 
   // Runs step `step` of the exchange. False if it was given up (aborted) on the way.
   bool RunStep(std::uint32_t step);
@@ -68,7 +68,7 @@ class Device {
 
   Mapping domain_;
   compute::SharedWeights shared_;
-  std::vector<std::byte*> chunks_;
+  std::vector<std::byte*> chunks_;  // as many as the domain could hold: steps read it while it changes
   compute::KvCache kv_;
   std::array<EpochExperts, kPlacementRing> epochs_;
 

@@ -43,15 +43,14 @@ class Worker {
       auto message = control_.Receive();
       if (!message) break;
       Expected<Json> answer = Fail(ErrorCode::kInternal, "no answer");
-      // Preparing an epoch touches nothing that a running step reads: no step waits for it, nor it for a
-      // step.
-      const bool beside_steps = message->body.value("op", "") == "prepare";
-      if (beside_steps)
+      // What touches nothing that a running step reads: no step waits for it, nor it for a step.
+      const std::string op = message->body.value("op", "");
+      if (op == "prepare" || op == "set_kv")
         answer = Handle(*message);
       else
         Execute([&] { answer = Handle(*message); });
-      if (device_)
-        ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
+      // For ps and top.
+      ::prctl(PR_SET_NAME, device_ ? fmt::format("elasticmoe-w{}", device_->id()).c_str() : "elasticmoe-w");
       if (!control_.Send(answer ? *answer : ErrorBody(answer.error()))) break;
     }
     // The coordinator is gone: nobody waits for the step that may be running.
@@ -117,6 +116,10 @@ class Worker {
             std::memory_order_acquire);  // steps announced before are not for it
         return Json{{"ns", NowNs() - start}};
       }
+      if (op == "detach") {  // back to standby: no memory, no device
+        device_.reset();
+        return Json::object();
+      }
       if (!device_) return Fail(ErrorCode::kFailedPrecondition, "{}: this worker is not attached", op);
       if (op == "prepare") {
         EM_ASSIGN_OR_RETURN(const MemoryMap map, MemoryMapFromJson(request.at("memory")));
@@ -124,7 +127,7 @@ class Worker {
         return Json{{"ns", NowNs() - start}};
       }
       if (op == "set_kv") {
-        device_->SetKvChunks(request.at("kv_chunks").get<std::vector<std::uint64_t>>());
+        EM_RETURN_IF_ERROR(device_->SetKvChunks(request.at("kv_chunks").get<std::vector<std::uint64_t>>()));
         return Json::object();
       }
       return Fail(ErrorCode::kInvalidArgument, "reading a request to a worker: op={} is unknown", op);
