@@ -99,7 +99,8 @@ struct Scheduler::Impl {
 
   int BlocksFor(int tokens) const { return (tokens + options.block_tokens - 1) / options.block_tokens; }
   BlockPool& Pool(DomainId domain) { return pools.at(domain); }
-  int PoolSize(DomainId domain) { return static_cast<int>(Pool(domain).Size()); }
+  const BlockPool& Pool(DomainId domain) const { return pools.at(domain); }
+  int PoolSize(DomainId domain) { return static_cast<int>(Pool(domain).Usable()); }
   int LargestPool();  // of the devices that accept; 0 = none yet
   Sequence& Find(RequestId request);
   const Sequence& Find(RequestId request) const;

@@ -111,11 +111,21 @@ Expected<core::Placement> ElasticEngine::FirstPlacement() const {
 
 // ---------------------------------------------------------------- memory
 
-std::uint64_t ElasticEngine::KvChunksWanted() const {
-  const std::size_t chunk_bytes =
+std::uint64_t ElasticEngine::KvChunksWanted(std::uint64_t experts) const {
+  const compute::WeightLayout layout(checkpoint_.spec);
+  const std::uint64_t chunk_bytes =
       memory_.map.blocks_per_chunk *
       compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-  return options_.kv_memory_bytes / chunk_bytes;
+  const std::uint64_t least = options_.kv_memory_bytes / chunk_bytes;
+  if (options_.device_memory_bytes == 0) return least;
+  // With a budget, KV has what the weights leave: it grows where experts go and gives way where they come.
+  const std::size_t sharers = options_.domain_per_device ? 1 : placement_.members().size();
+  const std::uint64_t weights =
+      layout.SharedBytes() / sharers + experts * memory_.map.pages_per_expert * memory_.map.page_bytes;
+  if (weights >= options_.device_memory_bytes) return least;
+  const std::uint64_t rounded =
+      (chunk_bytes + memory_.map.page_bytes - 1) / memory_.map.page_bytes * memory_.map.page_bytes;
+  return std::max(least, (options_.device_memory_bytes - weights) / rounded);
 }
 
 Status ElasticEngine::SetKv(DeviceId device, std::uint64_t chunks) {
@@ -140,7 +150,7 @@ Status ElasticEngine::FitMemory(HmmClient& hmm, const core::Placement& placement
     const DeviceId device(i);
     const bool member = placement.RankOf(device) >= 0;
     if (!member && options_.domain_per_device) continue;  // its domain is closed
-    const std::uint64_t chunks = member ? KvChunksWanted() : 0;
+    const std::uint64_t chunks = member ? KvChunksWanted(placement.ExpertsOn(device)) : 0;
     EM_RETURN_IF_ERROR(hmm.Call({{"op", "set_kv"},
                                  {"domain", found.map.DomainOf(device).value},
                                  {"device", device.value},
@@ -150,15 +160,69 @@ Status ElasticEngine::FitMemory(HmmClient& hmm, const core::Placement& placement
   return hmm.Record(placement);
 }
 
-Expected<bool> ElasticEngine::AddKv() {
-  const std::scoped_lock lock(instances_mutex_);
-  const std::uint64_t wanted = KvChunksWanted();
-  for (const auto& [device, chunks] : kv_chunks_of_) {
-    if (chunks >= wanted) continue;
-    EM_RETURN_IF_ERROR(SetKv(device, chunks + 1));
-    return true;
+// Nobody uses the domain's last blocks any more: a round of moves, until it is so or nothing helps.
+Expected<bool> ElasticEngine::VacateKv(DomainId domain, std::uint32_t blocks) {
+  const auto now = std::chrono::steady_clock::now();
+  if (vacating_ != std::pair(domain, blocks)) vacating_ = {domain, blocks}, vacating_since_ = now;
+  const bool stuck = now - vacating_since_ > kMovePatience;
+  bool vacated = false;
+  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
+    TakeMoved();
+    UpdateKvBlocks();
+    StartMoves(scheduler_->VacateBlocks(domain, blocks));
+    // Without room for them elsewhere, those that are left run again from their tokens.
+    if (stuck && mover_->Pending() == 0) scheduler_->SetBlocks(domain, blocks);
+    vacated = scheduler_->Vacated(domain, blocks) && mover_->Pending() == 0;
+    if (vacated) scheduler_->SetBlocks(domain, blocks);
+    PublishSettled();
+    return {};
+  }));
+  if (vacated) vacating_.reset();
+  return vacated;
+}
+
+Expected<bool> ElasticEngine::ShrinkKv(DeviceId device, std::uint64_t chunks) {
+  DomainId domain;
+  std::uint64_t left = 0;
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    domain = memory_.map.DomainOf(device);
+    const DomainMap* map = memory_.map.Find(domain);
+    if (map == nullptr || kv_chunks_of_[device] <= chunks) return true;
+    left = map->kv_chunks.size() - (kv_chunks_of_[device] - chunks);
   }
-  return false;
+  EM_ASSIGN_OR_RETURN(const bool vacated,
+                      VacateKv(domain, static_cast<std::uint32_t>(left * memory_.map.blocks_per_chunk)));
+  if (!vacated) return false;
+  const std::scoped_lock lock(instances_mutex_);
+  EM_RETURN_IF_ERROR(SetKv(device, chunks));
+  if (chunks == 0) kv_chunks_of_.erase(device);
+  return true;
+}
+
+Expected<bool> ElasticEngine::FitKv() {
+  // One at a time: pieces that are added, devices that have too much.
+  std::optional<DeviceId> too_much;
+  std::uint64_t wanted = 0;
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    for (const auto& [device, chunks] : kv_chunks_of_) {
+      const bool member = placement_.RankOf(device) >= 0;
+      wanted = member ? KvChunksWanted(placement_.ExpertsOn(device)) : 0;
+      if (chunks < wanted) {
+        EM_RETURN_IF_ERROR(SetKv(device, chunks + 1));
+        return true;
+      }
+      if (chunks > wanted && (member || !options_.domain_per_device)) {
+        too_much = device;
+        break;
+      }
+    }
+  }
+  if (!too_much) return false;
+  EM_ASSIGN_OR_RETURN(const bool done, ShrinkKv(*too_much, wanted));
+  if (!done) std::this_thread::sleep_for(kPoll);
+  return true;
 }
 
 Status ElasticEngine::AwaitHmm(const std::stop_token& stop) {
@@ -190,6 +254,22 @@ Status ElasticEngine::EnsureStandby() {
 Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop_token& stop) {
   EM_RETURN_IF_ERROR(AwaitHmm(stop));
   const core::Placement& placement = stage.placement;
+  // Where experts come, KV gives way first: old and new must be held together.
+  if (options_.device_memory_bytes > 0) {
+    std::map<DeviceId, std::uint64_t> coming;
+    for (const core::ExpertMove& move : stage.moves) ++coming[move.to];
+    const core::Placement present = PlacementNow();
+    for (const auto& [device, count] : coming) {
+      if (present.RankOf(device) < 0) continue;
+      const std::uint64_t held = present.ExpertsOn(device) + count;
+      for (;;) {
+        EM_ASSIGN_OR_RETURN(const bool done, ShrinkKv(device, KvChunksWanted(held)));
+        if (done) break;
+        if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+        std::this_thread::sleep_for(kPoll);
+      }
+    }
+  }
   if (options_.domain_per_device) {
     std::vector<DeviceId> joining;
     {
@@ -204,12 +284,13 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
   if (options_.domain_per_device) {
     EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
   }
+  const std::uint64_t all_experts = std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts;
   for (const DeviceId member : placement.members()) {
     if (instances_->PidOf(member) > 0) continue;
     // A device brings its KV memory along. In a domain that has KV already, most of it comes later.
-    const std::uint64_t first = options_.domain_per_device
-                                    ? KvChunksWanted()
-                                    : std::max<std::uint64_t>(1, KvChunksWanted() / kFirstKvPart);
+    const std::uint64_t wanted = KvChunksWanted(all_experts);
+    const std::uint64_t first =
+        options_.domain_per_device ? wanted : std::max<std::uint64_t>(1, wanted / kFirstKvPart);
     EM_RETURN_IF_ERROR(SetKv(member, std::max(first, kv_chunks_of_[member])));
     EM_RETURN_IF_ERROR(instances_->Attach(member, memory_));
   }
@@ -343,6 +424,7 @@ Status ElasticEngine::Retire(DeviceId device) {
     TakeMoved();
     if (mover_->Pending() > 0)
       return Fail(ErrorCode::kUnavailable, "retiring device {}: KV is still on its way", device);
+    UpdateKvBlocks();
     scheduler_->SetBlocks(DomainId(device.value), 0);
     return {};
   }));

@@ -170,7 +170,7 @@ Status ElasticEngine::AttachAll() {
 
 void ElasticEngine::PublishKvBlocks() {
   const std::scoped_lock lock(mutex_);
-  kv_blocks_.clear();
+  for (auto& [domain, blocks] : kv_blocks_) blocks = 0;  // closed, unless it is in the map
   for (const DomainMap& domain : memory_.map.domains)
     kv_blocks_[domain.domain] =
         static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk);

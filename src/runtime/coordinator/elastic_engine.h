@@ -100,9 +100,10 @@ class ElasticEngine : public Engine {
   Status ReleaseStage(const std::vector<core::ExpertDrop>& drops);
   // Until `leaving` have no sequence and nobody's KV is on its way.
   Status MoveSequences(const std::vector<DeviceId>& leaving, const std::stop_token& stop);
-  // Adds a piece of KV memory where a member has less than its share: a new one starts with a part, so that
-  // it need not wait for memory to be cleared. False: all have theirs.
-  Expected<bool> AddKv();
+  // One piece of work towards each member's share of KV memory, and none for devices that have gone. A new
+  // member starts with a part, so that it need not wait for memory to be cleared; what shrinks is emptied by
+  // copies first. False: all have what they should.
+  Expected<bool> FitKv();
   // New requests wait (true), or are taken again (false). Blocks until those that run have ended, or `stop`.
   Status HoldIntake(bool hold, const std::stop_token& stop);
   Status Retire(DeviceId device);
@@ -132,7 +133,10 @@ class ElasticEngine : public Engine {
   core::PlanFacts BaseFacts() const;  // without load and budgets
   Expected<core::Placement> FirstPlacement() const;
   Status AwaitHmm(const std::stop_token& stop);  // while one that died is being replaced
-  std::uint64_t KvChunksWanted() const;          // a device
+  // KV of a device that holds so many experts. REQUIRES: instances_mutex_, or the controller's thread.
+  std::uint64_t KvChunksWanted(std::uint64_t experts) const;
+  Expected<bool> VacateKv(DomainId domain, std::uint32_t blocks);  // false: not yet
+  Expected<bool> ShrinkKv(DeviceId device, std::uint64_t chunks);  // likewise
   // One device's KV, in the HMM and then in the workers. REQUIRES: instances_mutex_.
   Status SetKv(DeviceId device, std::uint64_t chunks);
   void PublishKvBlocks();  // for the scheduler, at the next boundary. REQUIRES: instances_mutex_
@@ -169,7 +173,10 @@ class ElasticEngine : public Engine {
   std::mutex observer_mutex_;
   std::function<void(const core::ResizeEvent&)> observer_;
   std::atomic<TimeNs> longest_gap_{0};
-  std::optional<PeerCopies> peers_;            // the controller's thread uses it
+  // The controller's thread uses these.
+  std::optional<PeerCopies> peers_;
+  std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
+  std::chrono::steady_clock::time_point vacating_since_;
   std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), when the last resize began
 
   // Owned by the engine's thread once it runs.

@@ -143,7 +143,7 @@ void ResizeController::Loop(const std::stop_token& stop) {
       Execute(*action, stop);
       fill_kv = true;
     } else if (fill_kv) {
-      auto more = engine_.AddKv();
+      auto more = engine_.FitKv();
       if (!more) LogWarn("{}", more.error().message);
       fill_kv = more.value_or(false);
     }

@@ -1,5 +1,6 @@
 #include "runtime/worker/device.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/check.h"
@@ -59,6 +60,8 @@ Status Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
     Prefault(chunk, chunk_bytes);
     chunks_[i] = chunk;
   }
+  // Their memory goes: if it comes back, its page tables have to be made again.
+  std::fill(chunks_.begin() + static_cast<std::ptrdiff_t>(offsets.size()), chunks_.end(), nullptr);
   return {};
 }
 
