@@ -37,6 +37,25 @@ void DrawProgress(std::uint64_t loaded, std::uint64_t total) {
   std::fflush(stderr);
 }
 
+Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::string& name) {
+  runtime::EngineOptions& o = flags.options;
+  const int cores = static_cast<int>(runtime::AllowedCpus().size());
+  if (flags.devices == 0) flags.devices = std::max(2, cores / o.threads_per_device);
+  if (flags.max_devices == 0) flags.max_devices = std::max({8, cores / o.threads_per_device, flags.devices});
+  o.devices = std::min(flags.devices, runtime::kMaxDevices);
+  o.max_devices = std::min(flags.max_devices, runtime::kMaxDevices);
+  if (o.devices > o.max_devices)
+    return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
+                o.max_devices);
+  EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
+  if (o.kv_memory_bytes == 0)
+    // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
+    o.kv_memory_bytes =
+        std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
+  o.hmm_socket = fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
+  return o;
+}
+
 }  // namespace
 
 void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
@@ -109,23 +128,16 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
 }
 
-Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(EngineFlags flags, const std::string& name) {
-  runtime::EngineOptions& o = flags.options;
-  const int cores = static_cast<int>(runtime::AllowedCpus().size());
-  if (flags.devices == 0) flags.devices = std::max(2, cores / o.threads_per_device);
-  if (flags.max_devices == 0) flags.max_devices = std::max({8, cores / o.threads_per_device, flags.devices});
-  o.devices = std::min(flags.devices, runtime::kMaxDevices);
-  o.max_devices = std::min(flags.max_devices, runtime::kMaxDevices);
-  if (o.devices > o.max_devices)
-    return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
-                o.max_devices);
-  EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
-  if (o.kv_memory_bytes == 0)
-    // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
-    o.kv_memory_bytes =
-        std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
-  o.hmm_socket = fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
-  return runtime::ElasticEngine::Start(o, DrawProgress);
+Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(const EngineFlags& flags,
+                                                              const std::string& name) {
+  EM_ASSIGN_OR_RETURN(const runtime::EngineOptions options, CompleteOptions(flags, name));
+  return runtime::ElasticEngine::Start(options, DrawProgress);
+}
+
+Expected<std::unique_ptr<runtime::ReplicaSet>> StartReplicas(const EngineFlags& flags,
+                                                             const std::string& name) {
+  EM_ASSIGN_OR_RETURN(const runtime::EngineOptions options, CompleteOptions(flags, name));
+  return runtime::ReplicaSet::Start(options, DrawProgress);
 }
 
 }  // namespace elasticmoe::cli

@@ -21,6 +21,7 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   hmm_app->add_flag("--domain-per-device", hmm->domain_per_device);
   hmm_app->add_option("--kv-element-bytes", hmm->kv_element_bytes);
   hmm_app->add_option("--kv-memory", hmm->kv_memory_bytes);
+  hmm_app->add_option("--kv-room", hmm->kv_room_bytes);
   hmm_app->add_option("--device-memory", hmm->device_memory_bytes);
   hmm_app->add_option("--pages", *pages)->check(CLI::IsMember({"small", "thp", "hugetlb"}));
   hmm_app->add_option("--linger", hmm->linger_seconds);

@@ -85,7 +85,7 @@ int Serve(Options options) {
     chat_template = std::move(*parsed);
   }
   auto engine =
-      StartEngine(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
+      StartReplicas(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
 
   if (options.server.served_model_names.empty())
@@ -93,13 +93,12 @@ int Serve(Options options) {
   options.server.model_root = directory.string();
   options.server.version = ELASTICMOE_VERSION;
   if (options.generation_config == "auto")
-    options.server.defaults = Defaults((*engine)->checkpoint().generation);
+    options.server.defaults = Defaults((*engine)->Primary()->engine->checkpoint().generation);
   auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(),
                                       chat_template ? &*chat_template : nullptr);
   if (!api) return Report(api.error());
-  runtime::ResizeController controller(**engine);
-  server::AddScaleRoutes(**api, **engine, controller);
-  Banner(options, **engine, (*api)->Port(), *tokenizer != nullptr);
+  server::AddScaleRoutes(**api, **engine);
+  Banner(options, *(*engine)->Primary()->engine, (*api)->Port(), *tokenizer != nullptr);
 
   // The first signal lets running requests finish, the second ends them.
   const int descriptor = ::signalfd(-1, &signals, SFD_CLOEXEC);

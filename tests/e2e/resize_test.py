@@ -159,6 +159,32 @@ class Resize(unittest.TestCase):
                 self.assertEqual(self.wanted[2], again.complete(PROMPTS[2], max_tokens=TOKENS))
                 os.kill(hmm, 0)  # the same daemon all the while
 
+    def test_the_baselines_that_lose_nothing(self):
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            def scale():
+                return [await_scale(server, n, strategy=s)
+                        for s, n in (("extravagant", 2), ("colocated", 1), ("horizontal", 2), ("horizontal", 1), ("elastic", 2))]
+
+            for answer in self.under_load(server, scale):
+                self.assertEqual("done", answer["state"], answer)
+                self.assertEqual(0, answer["report"]["refused"] + answer["report"]["failed"])
+            self.assertEqual(1, len(server.children("hmm")))
+            self.assertEqual(self.wanted[3], server.complete(PROMPTS[3], max_tokens=TOKENS))
+
+    def test_a_cold_restart_ends_what_runs_and_serves_again(self):
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            answers = []
+            body = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 900, "ignore_eos": True}
+            thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", body)))
+            thread.start()
+            time.sleep(0.1)
+            answer = await_scale(server, 2, strategy="cold-restart")
+            thread.join()
+            self.assertEqual("done", answer["state"], answer)
+            self.assertGreaterEqual(answers[0][0], 500)
+            self.assertEqual(1, answer["report"]["failed"])
+            self.assertEqual(self.wanted[3], server.complete(PROMPTS[3], max_tokens=TOKENS))
+
     def test_the_papers_drain_finishes_who_runs_before_it_switches(self):
         with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
             for answer in self.under_load(server, lambda: [await_scale(server, n, strategy="drain") for n in (3, 1)]):
@@ -169,7 +195,8 @@ class Resize(unittest.TestCase):
             before = server_json(server, "/v1/cluster")
             for body, status, word in [({"devices": 0}, 400, "devices"), ({"devices": 9}, 400, "max-devices=4"), ({"devices": "x"}, 400, "devices"),
                                        ({}, 400, "devices"), ({"devices": 1, "remove": [7]}, 400, "7"),
-                                       ({"devices": 3, "strategy": "magic"}, 501, "magic")]:
+                                       ({"devices": 3, "strategy": "magic"}, 400, "magic"),
+                                       ({"devices": 3, "strategy": "horizontal"}, 400, "multiple")]:
                 got, answer = server.post("/v1/scale", body)
                 self.assertEqual(status, got, answer)
                 self.assertIn(word, answer["error"]["message"])

@@ -116,7 +116,7 @@ std::uint64_t ElasticEngine::KvChunksWanted(std::uint64_t experts) const {
   const std::uint64_t chunk_bytes =
       memory_.map.blocks_per_chunk *
       compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-  const std::uint64_t least = options_.kv_memory_bytes / chunk_bytes;
+  const std::uint64_t least = kv_memory_bytes_ / chunk_bytes;
   if (options_.device_memory_bytes == 0) return least;
   // With a budget, KV has what the weights leave: it grows where experts go and gives way where they come.
   const std::size_t sharers = options_.domain_per_device ? 1 : placement_.members().size();

@@ -25,6 +25,7 @@ TimeNs Now() {
 
 ElasticEngine::ElasticEngine(EngineOptions options, model::Checkpoint checkpoint)
     : options_(std::move(options)),
+      kv_memory_bytes_(options_.kv_memory_bytes),
       checkpoint_(std::move(checkpoint)),
       moe_layers_(MoeLayerCount(checkpoint_.spec)) {}
 
@@ -44,6 +45,7 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   options.domain_per_device = options_.domain_per_device;
   options.kv_element_bytes = (*compute::FindKernels(options_.kernels))->kv_element_bytes;
   options.kv_memory_bytes = options_.kv_memory_bytes;
+  options.kv_room_bytes = options_.kv_room_bytes;
   options.device_memory_bytes = options_.device_memory_bytes;
   options.pages = options_.pages;
   options.linger_seconds = options_.linger_seconds;
@@ -84,6 +86,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   instance_options.model = options_.model;
   instance_options.kernels = options_.kernels;
   instance_options.threads_per_device = options_.threads_per_device;
+  instance_options.first_cpu = options_.first_cpu;
   instance_options.standby = static_cast<int>(placement_.members().size());
   instance_options.log_level = options_.log_level;
   instances_ = std::make_unique<InstanceManager>(instance_options, *exchange_);
@@ -231,6 +234,15 @@ void ElasticEngine::Cancel(RequestId request) {
 void ElasticEngine::StopAccepting() {
   const std::scoped_lock lock(mutex_);
   accepting_ = false;
+}
+
+void ElasticEngine::FailAll(const std::string& error) {
+  StopAccepting();
+  (void)BetweenSteps([&]() -> Status {
+    TakeInbox();
+    GiveUp({ErrorCode::kUnavailable, error});
+    return {};
+  });
 }
 
 bool ElasticEngine::Idle() const {

@@ -48,7 +48,9 @@ struct EngineOptions {
   int threads_per_device = 1;
   bool domain_per_device = false;
   std::string kernels = "auto";
+  int first_cpu = 0;                    // of the allowed ones, device 0's first thread is pinned to
   std::size_t kv_memory_bytes = 0;      // a device
+  std::size_t kv_room_bytes = 0;        // what that may grow to; 0 = no more
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
   int max_model_len = 0;  // 0 = the model's
@@ -84,6 +86,9 @@ class ElasticEngine : public Engine {
   // Refuses new requests from now on; those running go on.
   void StopAccepting();
   bool Idle() const;
+  void FailAll(const std::string& error);  // every request ends with it, after the step that runs
+  // KV memory a device from now on, at most the room; the resize controller makes it so.
+  void SetKvMemory(std::size_t bytes) { kv_memory_bytes_ = bytes; }
 
   // What a plan to `devices` members has to know: budgets, and the experts' load since the last resize.
   core::PlanFacts Facts(int devices) const;
@@ -159,6 +164,7 @@ class ElasticEngine : public Engine {
   HmmOptions HmmOptionsFor() const;
 
   EngineOptions options_;
+  std::atomic<std::size_t> kv_memory_bytes_;  // a device
   model::Checkpoint checkpoint_;
   bool adopted_ = false;
   int moe_layers_ = 0;

@@ -60,7 +60,8 @@ std::vector<int> InstanceManager::CpusOf(DeviceId device) const {
   std::vector<int> cpus;
   for (int i = 0; i < options_.threads_per_device; ++i)
     cpus.push_back(
-        cpus_[static_cast<std::size_t>(device.value * options_.threads_per_device + i) % cpus_.size()]);
+        cpus_[static_cast<std::size_t>(options_.first_cpu + device.value * options_.threads_per_device + i) %
+              cpus_.size()]);
   return cpus;
 }
 

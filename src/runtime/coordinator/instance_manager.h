@@ -22,6 +22,7 @@ struct InstanceOptions {
   std::filesystem::path model;
   std::string kernels;  // a name, not "auto"
   int threads_per_device = 1;
+  int first_cpu = 0;
   int standby = 1;        // workers kept ahead
   int standby_limit = 2;  // most that are kept, those that come back included
   std::string log_level = "info";

@@ -115,18 +115,23 @@ std::optional<core::ResizeReport> ResizeController::Await(const std::string& ope
   return report == nullptr ? std::nullopt : std::optional(*report);
 }
 
+void ResizeController::SetKvMemory(std::size_t bytes) {
+  engine_.SetKvMemory(bytes);
+  fit_kv_ = true;
+  changed_.notify_all();
+}
+
 std::map<DeviceId, core::DevicePhase> ResizeController::Phases() const {
   const std::scoped_lock lock(mutex_);
   return machine_.devices();
 }
 
 void ResizeController::Loop(const std::stop_token& stop) {
-  bool fill_kv = false;  // there may be KV memory to add, when nothing else is to be done
   while (!stop.stop_requested()) {
     std::optional<core::ResizeAction> action;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, fill_kv ? std::chrono::milliseconds(0) : kTick,
+      changed_.wait_for(lock, fit_kv_ ? std::chrono::milliseconds(0) : kTick,
                         [&] { return stop.stop_requested() || !queue_.empty(); });
       if (!queue_.empty()) {
         action = std::move(queue_.front());
@@ -141,11 +146,11 @@ void ResizeController::Loop(const std::stop_token& stop) {
     if (release_intake_.exchange(false)) (void)engine_.HoldIntake(false, stop);
     if (action) {
       Execute(*action, stop);
-      fill_kv = true;
-    } else if (fill_kv) {
+      fit_kv_ = true;
+    } else if (fit_kv_.exchange(false)) {
       auto more = engine_.FitKv();
       if (!more) LogWarn("{}", more.error().message);
-      fill_kv = more.value_or(false);
+      if (more.value_or(false)) fit_kv_ = true;
     }
   }
 }

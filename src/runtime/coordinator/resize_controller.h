@@ -33,6 +33,9 @@ class ResizeController {
   // Blocks until the operation has ended, at most `timeout_ns`.
   std::optional<core::ResizeReport> Await(const std::string& operation, TimeNs timeout_ns) const;
 
+  // KV memory a device, from now on.
+  void SetKvMemory(std::size_t bytes);
+
   // Device phases by the machine's words.
   std::map<DeviceId, core::DevicePhase> Phases() const;
 
@@ -49,6 +52,7 @@ class ResizeController {
   mutable std::condition_variable changed_;
   core::ResizeMachine machine_;
   std::deque<core::ResizeAction> queue_;
+  std::atomic<bool> fit_kv_{false};          // there may be KV memory to add or to give up
   std::atomic<bool> release_intake_{false};  // an operation that held it has ended
   std::jthread thread_;
 };

@@ -43,6 +43,7 @@ struct HmmOptions {
   bool domain_per_device = false;
   int kv_element_bytes = 2;
   std::size_t kv_memory_bytes = 0;      // a device
+  std::size_t kv_room_bytes = 0;        // addresses a device's KV may grow into; 0 = as much as it has
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
   int linger_seconds = 30;

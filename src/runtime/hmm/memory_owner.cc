@@ -82,9 +82,9 @@ Expected<std::unique_ptr<MemoryOwner::Domain>> MemoryOwner::MakeDomain(DomainId 
   // Addresses for the largest size that this domain can come to; memory is taken page by page.
   const std::uint64_t experts =
       std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts * plan_.pages_per_expert;
-  const std::uint64_t most_kv_pages =
-      std::max<std::uint64_t>(std::uint64_t(plan_.kv_chunks_per_device) * plan_.kv_chunk_pages,
-                              options_.device_memory_bytes / plan_.page_bytes);
+  const std::uint64_t most_kv_pages = std::max<std::uint64_t>(
+      std::uint64_t(plan_.kv_chunks_per_device) * plan_.kv_chunk_pages,
+      std::max(options_.device_memory_bytes, options_.kv_room_bytes) / plan_.page_bytes);
   const std::uint64_t kv = most_kv_pages * (options_.domain_per_device ? 1 : options_.max_devices);
   const std::uint64_t pages = plan_.shared_pages + experts + kv;
   if (pages > UINT32_MAX)
