@@ -48,6 +48,7 @@ Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::s
     return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
                 o.max_devices);
   EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
+  if (flags.expert_table == "remap") o.expert_table = runtime::ExpertTableKind::kRemap;
   if (o.kv_memory_bytes == 0)
     // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
     o.kv_memory_bytes =
@@ -85,6 +86,12 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
                  "Budget of a device for weights and KV, e.g. 4GiB (default: the machine's)")
       ->transform(bytes);
   app.add_option("--pages", flags.pages, "auto, thp, hugetlb or small")->capture_default_str();
+  app.add_option("--expert-table", flags.expert_table,
+                 "How a device finds its experts: pointer (into the domain's one mapping) or remap (each "
+                 "layer's side "
+                 "by side in addresses, as the paper has them)")
+      ->check(CLI::IsMember({"pointer", "remap"}))
+      ->capture_default_str();
   app.add_option("--max-model-len", o.max_model_len, "Context limit in tokens (default: the model's)")
       ->check(CLI::PositiveNumber);
   app.add_option("--max-num-seqs", o.max_running, "Sequences that run at once")

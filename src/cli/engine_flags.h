@@ -19,6 +19,7 @@ struct EngineFlags {
   int devices = 0;      // 0 = one a core, two at least
   int max_devices = 0;  // 0 = as many as there are cores, eight at least
   std::string pages = "auto";
+  std::string expert_table = "pointer";
 };
 
 void AddEngineFlags(CLI::App& app, EngineFlags& flags);

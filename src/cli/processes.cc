@@ -41,11 +41,14 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   CLI::App* worker_app = app.add_subcommand("worker", "One device of a server (started by serve)");
   worker_app->add_option("--model", worker->model)->required();
   worker_app->add_option("--kernels", worker->kernels)->required();
+  auto remap = std::make_shared<bool>(false);
+  worker_app->add_flag("--remap-experts", *remap);
   worker_app->add_option("--control-fd", worker->control_fd)->required();
   worker_app->add_option("--exchange-fd", worker->exchange_fd)->required();
   worker_app->add_option("--log-level", *level);
-  worker_app->callback([&action, worker, level] {
-    action = [worker, level] {
+  worker_app->callback([&action, worker, remap, level] {
+    action = [worker, remap, level] {
+      if (*remap) worker->expert_table = runtime::ExpertTableKind::kRemap;
       InitLog("worker", *level);
       return runtime::RunWorker(*worker);
     };

@@ -118,6 +118,7 @@ int Serve(Options options) {
     }
   });
   (*api)->Wait();
+  (*engine)->SetResizeObserver({});  // it is the server's
   return 0;
 }
 

@@ -98,6 +98,9 @@ Expected<Process> Spawn(const SpawnOptions& options) {
   if (pid == 0) {  // only async-signal-safe calls from here
     for (int fd : options.inherit) ::fcntl(fd, F_SETFD, 0);
     if (options.own_session) ::setsid();
+    if (options.quiet)
+      if (const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC); nowhere >= 0)
+        ::dup2(nowhere, STDOUT_FILENO);
     if (options.die_with_parent) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       if (::getppid() != parent) ::_exit(1);

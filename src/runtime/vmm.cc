@@ -139,6 +139,15 @@ Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset,
   return {};
 }
 
+Status Unmap(const Mapping& range, std::size_t at, std::size_t bytes) {
+  EM_CHECK(at + bytes <= range.size());
+  if (::mmap(range.data() + at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+             0) == MAP_FAILED)
+    return Fail(ErrorCode::kResourceExhausted, "unmapping {} bytes of shared memory: {}", bytes,
+                std::strerror(errno));
+  return {};
+}
+
 Expected<Mapping> Map(int fd, std::size_t offset, std::size_t bytes, bool writable) {
   const std::size_t lead = offset % kHugePage;  // keeps address = offset (mod 2 MiB)
   EM_ASSIGN_OR_RETURN(Mapping range, Reserve(lead + bytes));

@@ -49,6 +49,9 @@ Expected<Mapping> Reserve(std::size_t bytes);
 Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes,
                bool writable);
 
+// Back to addresses without memory.
+Status Unmap(const Mapping& range, std::size_t at, std::size_t bytes);
+
 // Backs the range with memory now, in huge pages where `kind` asks for them and whole ones lie in the range
 // (by advice where the system allows it, else by MADV_COLLAPSE). What is there stays. kResourceExhausted if
 // memory runs out.

@@ -82,6 +82,10 @@ Json Operation(const core::ResizeReport& report) {
         {"bytes_copied", report.bytes_copied},
         {"refused", report.refused},
         {"failed", report.failed}}}};
+  Json peaks = Json::array();  // weights, as planned before anything began
+  for (const core::DomainPeak& peak : report.domain_peaks)
+    peaks.push_back({{"domain", peak.domain.value}, {"bytes", peak.bytes}});
+  body["peak_weight_bytes"] = peaks;
   body["error"] = report.error ? Json(report.error->message) : Json();
   return body;
 }
@@ -137,10 +141,12 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
       return tl::unexpected(BadField{
           key, {ErrorCode::kInvalidArgument, fmt::format("{} must be a string of 1 to 200 bytes", key)}});
   if (body.contains("deadline_s") && !body["deadline_s"].is_null()) {
-    auto seconds = Integer(body, "deadline_s", 1);
-    if (!seconds) return tl::unexpected(BadField{"deadline_s", seconds.error()});
-    command.deadline =
-        std::chrono::steady_clock::now().time_since_epoch().count() + TimeNs{*seconds} * 1'000'000'000;
+    const Json& seconds = body["deadline_s"];
+    if (!seconds.is_number() || seconds.get<double>() <= 0 || seconds.get<double>() > 1e6)
+      return tl::unexpected(BadField{
+          "deadline_s", {ErrorCode::kInvalidArgument, "deadline_s must be a number above 0, at most 1e6"}});
+    command.deadline = std::chrono::steady_clock::now().time_since_epoch().count() +
+                       static_cast<TimeNs>(seconds.get<double>() * 1e9);
   }
   return command;
 }
@@ -177,6 +183,12 @@ HttpResponse Cluster(const ReplicaSet& replicas) {
     }
     experts.push_back(row);
   }
+  Json memory = Json::array();
+  for (const runtime::DomainStats& domain : stats.domains)
+    memory.push_back({{"domain", domain.domain.value},
+                      {"shared_bytes", domain.shared_bytes},
+                      {"expert_bytes", domain.expert_bytes},
+                      {"kv_bytes", domain.kv_bytes}});
   Json body = {{"epoch", placement.epoch().value},
                {"replicas", replicas.Replicas()},
                {"desired", running ? running->to.size() : placement.members().size()},
@@ -186,6 +198,8 @@ HttpResponse Cluster(const ReplicaSet& replicas) {
                {"devices", devices},
                {"kv_blocks", stats.kv_blocks},
                {"kv_usage", stats.kv_usage},
+               {"standby", stats.standby},
+               {"memory", memory},
                {"experts", experts}};
   return Answer(200, body);
 }
@@ -229,6 +243,8 @@ Handler Waiting(std::function<HttpResponse(const std::string& body)> answer) {
 }  // namespace
 
 void AddScaleRoutes(ApiServer& server, ReplicaSet& replicas) {
+  replicas.SetResizeObserver(
+      [&server](const core::ResizeReport& report) { server.metrics().ResizeDone(report); });
   server.AddRoute("POST", "/v1/scale", Plain([&replicas](const HttpRequest& request) {
                     const auto body = ParseJson(request.body);
                     if (!body) return Refusal(body.error(), "");
@@ -239,6 +255,12 @@ void AddScaleRoutes(ApiServer& server, ReplicaSet& replicas) {
                   }));
   server.AddRoute(
       "GET", "/v1/scale/*", Plain([&replicas](const HttpRequest& request) {
+        constexpr std::string_view kTrace = "/trace";
+        if (std::string id = request.rest; id.ends_with(kTrace)) {
+          id.resize(id.size() - kTrace.size());
+          if (const auto trace = replicas.TraceOf(id)) return Answer(200, *trace);
+          return Refusal({ErrorCode::kNotFound, fmt::format("there is no trace of operation {}", id)}, "id");
+        }
         const auto report = replicas.FindResize(request.rest);
         if (!report)
           return Refusal({ErrorCode::kNotFound, fmt::format("operation {} is unknown", request.rest)}, "id");

@@ -239,5 +239,14 @@ class ResizeBetweenDomains(Resize):
     FLAGS = ["--domain-per-device"]
 
 
+class ResizeByRemapping(unittest.TestCase):
+    """The paper's vpage-remap instead of pointers: the same tests of what can differ."""
+    FLAGS = ["--expert-table", "remap"]
+    setUpClass = Resize.__dict__["setUpClass"]
+    under_load = Resize.under_load
+    test_grows_and_shrinks_under_load_with_the_same_tokens = Resize.test_grows_and_shrinks_under_load_with_the_same_tokens
+    test_many_cycles_leave_nothing_behind = Resize.test_many_cycles_leave_nothing_behind
+
+
 if __name__ == "__main__":
     unittest.main()

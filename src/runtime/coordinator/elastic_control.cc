@@ -37,6 +37,17 @@ TimeNs ElasticEngine::TakeLongestGap() {
   return longest_gap_.exchange(0);
 }
 
+Status ElasticEngine::Traced(std::string name, std::string lane, Json args,
+                             const std::function<Status()>& task) {
+  TraceSpan span{std::move(name), std::move(lane),
+                 std::chrono::steady_clock::now().time_since_epoch().count(), 0, std::move(args)};
+  Status status = task();
+  span.end = std::chrono::steady_clock::now().time_since_epoch().count();
+  if (!status) span.args["error"] = status.error().message;
+  if (trace_ != nullptr) trace_->Add(std::move(span));
+  return status;
+}
+
 Status ElasticEngine::BetweenSteps(const std::function<Status()>& task) {
   std::unique_lock lock(mutex_);
   if (stopping_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
@@ -277,8 +288,11 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
       for (const DeviceId member : placement.members())
         if (instances_->PidOf(member) < 0) joining.push_back(member);
     }
-    for (const DeviceId device : joining) EM_RETURN_IF_ERROR(peers_->OpenDomain(DomainId(device.value)));
-    EM_RETURN_IF_ERROR(peers_->CopyExperts(stage.moves));
+    for (const DeviceId device : joining)
+      EM_RETURN_IF_ERROR(Traced("copy shared weights", fmt::format("domain {}", device), {},
+                                [&] { return peers_->OpenDomain(DomainId(device.value)); }));
+    EM_RETURN_IF_ERROR(Traced("copy experts", "memory", {{"experts", stage.moves.size()}},
+                              [&] { return peers_->CopyExperts(stage.moves); }));
   }
   const std::scoped_lock lock(instances_mutex_);
   if (options_.domain_per_device) {
@@ -291,12 +305,16 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
     const std::uint64_t wanted = KvChunksWanted(all_experts);
     const std::uint64_t first =
         options_.domain_per_device ? wanted : std::max<std::uint64_t>(1, wanted / kFirstKvPart);
-    EM_RETURN_IF_ERROR(SetKv(member, std::max(first, kv_chunks_of_[member])));
-    EM_RETURN_IF_ERROR(instances_->Attach(member, memory_));
+    const std::string lane = fmt::format("device {}", member);
+    EM_RETURN_IF_ERROR(Traced("KV memory", lane, {{"chunks", first}},
+                              [&] { return SetKv(member, std::max(first, kv_chunks_of_[member])); }));
+    EM_RETURN_IF_ERROR(Traced("attach", lane, {}, [&] { return instances_->Attach(member, memory_); }));
   }
   Rewatch();
   exchange_->WritePlacement(static_cast<int>(placement.epoch().value % kPlacementRing), placement);
-  EM_RETURN_IF_ERROR(instances_->Prepare(placement.members(), placement.epoch().value, memory_.map));
+  EM_RETURN_IF_ERROR(Traced("find experts", "workers", {{"epoch", placement.epoch().value}}, [&] {
+    return instances_->Prepare(placement.members(), placement.epoch().value, memory_.map);
+  }));
   prepared_ = placement;
   return {};
 }

@@ -49,6 +49,7 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   options.device_memory_bytes = options_.device_memory_bytes;
   options.pages = options_.pages;
   options.linger_seconds = options_.linger_seconds;
+  options.log_level = options_.log_level;
   return options;
 }
 
@@ -87,6 +88,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   instance_options.kernels = options_.kernels;
   instance_options.threads_per_device = options_.threads_per_device;
   instance_options.first_cpu = options_.first_cpu;
+  instance_options.expert_table = options_.expert_table;
   instance_options.standby = static_cast<int>(placement_.members().size());
   instance_options.log_level = options_.log_level;
   instances_ = std::make_unique<InstanceManager>(instance_options, *exchange_);
@@ -178,6 +180,18 @@ void ElasticEngine::PublishKvBlocks() {
     kv_blocks_[domain.domain] =
         static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk);
   kv_changed_ = true;
+  domains_.clear();
+  const std::uint64_t chunk_bytes =
+      memory_.map.blocks_per_chunk *
+      compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  for (const DomainMap& domain : memory_.map.domains) {
+    const auto experts =
+        std::ranges::count_if(domain.expert_offsets, [](std::int64_t at) { return at >= 0; });
+    domains_.push_back(
+        {domain.domain, compute::WeightLayout(checkpoint_.spec).SharedBytes(),
+         static_cast<std::uint64_t>(experts) * memory_.map.pages_per_expert * memory_.map.page_bytes,
+         domain.kv_chunks.size() * chunk_bytes});
+  }
   work_.notify_one();
 }
 
@@ -253,6 +267,8 @@ bool ElasticEngine::Idle() const {
 EngineStats ElasticEngine::Stats() const {
   const std::scoped_lock lock(mutex_);
   EngineStats stats = stats_;
+  stats.domains = domains_;
+  stats.standby = standby_count_;
   stats.waiting += static_cast<int>(submitted_.size());
   return stats;
 }

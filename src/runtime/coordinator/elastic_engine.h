@@ -32,6 +32,7 @@
 #include "runtime/coordinator/instance_manager.h"
 #include "runtime/coordinator/kv_mover.h"
 #include "runtime/coordinator/peer_copies.h"
+#include "runtime/coordinator/resize_trace.h"
 #include "runtime/engine.h"
 #include "runtime/exchange.h"
 
@@ -53,6 +54,7 @@ struct EngineOptions {
   std::size_t kv_room_bytes = 0;        // what that may grow to; 0 = no more
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
+  ExpertTableKind expert_table = ExpertTableKind::kPointer;
   int max_model_len = 0;  // 0 = the model's
   int max_running = 128;
   int max_waiting = 4096;
@@ -96,6 +98,8 @@ class ElasticEngine : public Engine {
   // ---- for the resize controller; its thread calls them. Blocking; `stop` ends a wait.
   void SetObserver(
       std::function<void(const core::ResizeEvent&)> observer);  // deaths, recoveries, first tokens
+  // What the calls below do is recorded there, if anything. Before the controller's first call.
+  void SetTrace(ResizeTrace* trace) { trace_ = trace; }
   core::Placement PlacementNow() const;
   TimeNs TakeLongestGap();  // between two steps while requests were there, since the last call
   Status EnsureStandby();
@@ -153,6 +157,8 @@ class ElasticEngine : public Engine {
   bool CopyTails(const core::StepPlan& plan);  // false: the step cannot run
   void UpdateSpin();
   void Observe(const core::ResizeEvent& event);
+  // Runs `task` and records it.
+  Status Traced(std::string name, std::string lane, Json args, const std::function<Status()>& task);
   Status BetweenSteps(const std::function<Status()>& task);  // runs it on the engine's thread
   void RunTasks(bool run);                                   // false: they are refused
   void GiveUp(const Error& error);                           // every request ends with this error
@@ -179,7 +185,9 @@ class ElasticEngine : public Engine {
   std::mutex observer_mutex_;
   std::function<void(const core::ResizeEvent&)> observer_;
   std::atomic<TimeNs> longest_gap_{0};
+  std::atomic<int> standby_count_{0};
   // The controller's thread uses these.
+  ResizeTrace* trace_ = nullptr;
   std::optional<PeerCopies> peers_;
   std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
   std::chrono::steady_clock::time_point vacating_since_;
@@ -213,6 +221,7 @@ class ElasticEngine : public Engine {
   std::deque<RequestId> cancelled_;
   EngineStats stats_;
   core::Placement published_placement_;
+  std::vector<DomainStats> domains_;
   std::map<DomainId, std::uint32_t> kv_blocks_;  // as the workers have them
   std::optional<std::set<DeviceId>> settled_;    // none moves, and none is left on these
   struct Task {

@@ -158,6 +158,7 @@ void ElasticEngine::Rewatch() {
   const std::vector<int> attached = instances_->AttachedPidfds();
   std::vector<int> others = instances_->StandbyPidfds();
   others.push_back(next_hmm_ ? next_hmm_->pidfd() : hmm_->pidfd());
+  standby_count_ = instances_->StandbyCount();
   const std::scoped_lock lock(mutex_);
   watched_.clear();
   const auto watch = [&](const std::vector<int>& fds, bool in_steps) {

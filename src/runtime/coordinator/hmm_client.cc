@@ -89,7 +89,9 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options,
                      "--linger",
                      std::to_string(options.linger_seconds),
                      "--load-threads",
-                     std::to_string(options.load_threads)};
+                     std::to_string(options.load_threads),
+                     "--log-level",
+                     options.log_level};
   if (options.domain_per_device) spawn.arguments.push_back("--domain-per-device");
   EM_ASSIGN_OR_RETURN(Process process, SpawnSelf(spawn));
   for (int attempt = 0; attempt < 2000; ++attempt) {

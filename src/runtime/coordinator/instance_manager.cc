@@ -39,6 +39,7 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
                      std::to_string(exchange_.fd()),
                      "--log-level",
                      options_.log_level};
+  if (options_.expert_table == ExpertTableKind::kRemap) spawn.arguments.emplace_back("--remap-experts");
   Worker worker;
   EM_ASSIGN_OR_RETURN(worker.process, SpawnSelf(spawn));
   worker.channel = std::move(ends.first);

@@ -15,6 +15,7 @@
 #include "runtime/coordinator/hmm_client.h"
 #include "runtime/exchange.h"
 #include "runtime/process.h"
+#include "runtime/worker/expert_table.h"
 
 namespace elasticmoe::runtime {
 
@@ -23,6 +24,7 @@ struct InstanceOptions {
   std::string kernels;  // a name, not "auto"
   int threads_per_device = 1;
   int first_cpu = 0;
+  ExpertTableKind expert_table = ExpertTableKind::kPointer;
   int standby = 1;        // workers kept ahead
   int standby_limit = 2;  // most that are kept, those that come back included
   std::string log_level = "info";

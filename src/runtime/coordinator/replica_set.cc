@@ -38,10 +38,7 @@ Expected<std::unique_ptr<ReplicaSet>> ReplicaSet::Start(const EngineOptions& opt
   EM_ASSIGN_OR_RETURN(auto engine, ElasticEngine::Start(options, progress));
   set->spec_ = engine->Spec();
   set->max_model_len_ = engine->MaxModelLen();
-  auto replica = std::make_shared<Replica>();
-  replica->engine = std::move(engine);
-  replica->controller = std::make_unique<ResizeController>(*replica->engine);
-  set->members_[set->next_member_++].replica = std::move(replica);
+  set->members_[set->next_member_++].replica = set->Wrap(std::move(engine));
   set->thread_ = std::jthread([set = set.get()](const std::stop_token& stop) { set->Loop(stop); });
   return set;
 }
@@ -58,6 +55,30 @@ ReplicaSet::~ReplicaSet() {
     const std::scoped_lock lock(mutex_);
     members.swap(members_);
   }
+}
+
+std::shared_ptr<ReplicaSet::Replica> ReplicaSet::Wrap(std::unique_ptr<ElasticEngine> engine) {
+  auto replica = std::make_shared<Replica>();
+  replica->engine = std::move(engine);
+  replica->controller = std::make_unique<ResizeController>(
+      *replica->engine, [this](const core::ResizeReport& report) { Ended(report); });
+  return replica;
+}
+
+void ReplicaSet::SetResizeObserver(std::function<void(const core::ResizeReport&)> observer) {
+  const std::scoped_lock lock(observer_mutex_);
+  observer_ = std::move(observer);
+}
+
+void ReplicaSet::Ended(const core::ResizeReport& report) {
+  const std::scoped_lock lock(observer_mutex_);
+  if (observer_) observer_(report);
+}
+
+std::optional<Json> ReplicaSet::TraceOf(const std::string& operation) const {
+  if (auto mine = trace_.Find(operation)) return mine;
+  const auto primary = Primary();
+  return primary ? primary->controller->Trace().Find(operation) : std::nullopt;
 }
 
 // ---------------------------------------------------------------- requests
@@ -145,8 +166,13 @@ EngineStats ReplicaSet::Stats() const {
     sum.prefix_hits += one.prefix_hits;
     sum.epoch = std::max(sum.epoch, one.epoch);
     sum.recoveries += one.recoveries;
+    sum.standby += one.standby;
     sum.devices.insert(sum.devices.end(), one.devices.begin(), one.devices.end());
+    sum.domains.insert(sum.domains.end(), one.domains.begin(), one.domains.end());
+    for (const auto& [device, phase] : replica->controller->Phases())
+      ++sum.phases[std::string(core::ToString(phase))];
   }
+  sum.resizing = RunningResize().has_value();
   sum.kv_usage = sum.kv_blocks == 0 ? 0 : used / static_cast<double>(sum.kv_blocks);
   return sum;
 }
@@ -233,6 +259,7 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
   if (stopping_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
   if (running_) return Fail(ErrorCode::kFailedPrecondition, "starting a resize: another one has just begun");
   running_ = command.operation;
+  trace_.Begin(command.operation);
   refused_ = failed_ = 0;
   longest_gap_ = 0;
   last_token_ = Now();

@@ -50,6 +50,11 @@ class ReplicaSet : public Engine {
   std::optional<core::ResizeReport> RunningResize() const;
   std::optional<core::ResizeReport> AwaitResize(const std::string& operation, TimeNs timeout_ns) const;
 
+  // As a Chrome trace; nothing where the operation is unknown or forgotten.
+  std::optional<Json> TraceOf(const std::string& operation) const;
+  // Called with each operation's last report, on some thread; it must not call back. Before requests come.
+  void SetResizeObserver(std::function<void(const core::ResizeReport&)> observer);
+
   int Devices() const;   // of all engines
   int Replicas() const;  // engines that accept requests
   // The engine that serves (the oldest of several) and its controller; null while it is restarted. Keeps them
@@ -79,16 +84,22 @@ class ReplicaSet : public Engine {
   Status ColdRestart(core::ResizeReport& report, int devices);
   Status ReplaceBeside(core::ResizeReport& report, int devices, bool colocated);
   Status Horizontal(core::ResizeReport& report, int devices);
+  std::shared_ptr<Replica> Wrap(std::unique_ptr<ElasticEngine> engine);
   Expected<MemberId> Add(EngineOptions options);
   void Serves(core::ResizeReport& report);  // the new size does, from now on
   void AwaitFirstToken(core::ResizeReport& report, MemberId member);
   void DrainAndEnd(MemberId member);
   void Note(MemberId member, const core::TokenEvent& event);
   void Publish(const core::ResizeReport& report);
+  void Ended(const core::ResizeReport& report);
+  Status Traced(std::string name, const std::function<Status()>& task);
   std::vector<MemberId> Accepting() const;
   EngineOptions Beside(int devices, bool other_cores);
 
   EngineOptions options_;
+  ResizeTrace trace_;
+  std::mutex observer_mutex_;
+  std::function<void(const core::ResizeReport&)> observer_;
   core::ModelSpec spec_;
   int max_model_len_ = 0;
 

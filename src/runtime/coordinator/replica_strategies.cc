@@ -31,6 +31,15 @@ void ReplicaSet::Publish(const core::ResizeReport& report) {
   changed_.notify_all();
 }
 
+Status ReplicaSet::Traced(std::string name, const std::function<Status()>& task) {
+  TraceSpan span{std::move(name), "engines", Now(), 0};
+  Status status = task();
+  span.end = Now();
+  if (!status) span.args["error"] = status.error().message;
+  trace_.Add(std::move(span));
+  return status;
+}
+
 void ReplicaSet::Loop(const std::stop_token& stop) {
   for (;;) {
     core::ResizeReport report;
@@ -46,7 +55,10 @@ void ReplicaSet::Loop(const std::stop_token& stop) {
     LogInfo("resize {} ({}) {} after {:.1f} ms: {} -> {} devices{}", report.operation, report.strategy,
             core::ToString(report.state), static_cast<double>(*report.finished - report.started) / 1e6,
             report.from.size(), Devices(), status ? "" : "; " + status.error().message);
+    trace_.Add({fmt::format("{} -> {} devices ({})", report.from.size(), report.to.size(), report.strategy),
+                "operation", report.started, *report.finished});
     Publish(report);
+    Ended(report);
     const std::scoped_lock lock(mutex_);
     running_.reset();
     changed_.notify_all();
@@ -75,10 +87,13 @@ void ReplicaSet::AwaitFirstToken(core::ResizeReport& report, MemberId id) {
 }
 
 Expected<ReplicaSet::MemberId> ReplicaSet::Add(EngineOptions options) {
-  EM_ASSIGN_OR_RETURN(auto engine, ElasticEngine::Start(options, [](std::uint64_t, std::uint64_t) {}));
-  auto replica = std::make_shared<Replica>();
-  replica->engine = std::move(engine);
-  replica->controller = std::make_unique<ResizeController>(*replica->engine);
+  std::unique_ptr<ElasticEngine> engine;
+  EM_RETURN_IF_ERROR(
+      Traced(fmt::format("load and start an engine of {} devices", options.devices), [&]() -> Status {
+        EM_ASSIGN_OR_RETURN(engine, ElasticEngine::Start(options, [](std::uint64_t, std::uint64_t) {}));
+        return {};
+      }));
+  auto replica = Wrap(std::move(engine));
   const std::scoped_lock lock(mutex_);
   if (stopping_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
   members_[next_member_].replica = std::move(replica);
@@ -95,13 +110,17 @@ EngineOptions ReplicaSet::Beside(int devices, bool other_cores) {
 
 void ReplicaSet::DrainAndEnd(MemberId id) {
   std::shared_ptr<Replica> replica;
-  {
+  (void)Traced("drain the old engine", [&]() -> Status {
     std::unique_lock lock(mutex_);
     changed_.wait(lock, thread_.get_stop_token(), [&] { return members_.at(id).requests == 0; });
     replica = std::move(members_.at(id).replica);
     members_.erase(id);
-  }
-  replica.reset();
+    return {};
+  });
+  (void)Traced("end the old engine", [&]() -> Status {
+    replica.reset();
+    return {};
+  });
 }
 
 Status ReplicaSet::ColdRestart(core::ResizeReport& report, int devices) {
@@ -113,7 +132,10 @@ Status ReplicaSet::ColdRestart(core::ResizeReport& report, int devices) {
   }
   old->engine->FailAll("the server is restarted at another size");
   const std::string socket = old->engine->options().hmm_socket;
-  old.reset();
+  (void)Traced("end the old engine", [&]() -> Status {
+    old.reset();
+    return {};
+  });
   EngineOptions options = options_;
   options.hmm_socket = socket;
   options.devices = devices;

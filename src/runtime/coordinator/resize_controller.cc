@@ -24,8 +24,10 @@ std::optional<Error> ErrorOf(Status status) {
 
 }  // namespace
 
-ResizeController::ResizeController(ElasticEngine& engine)
-    : engine_(engine), machine_({}, engine.PlacementNow()) {
+ResizeController::ResizeController(ElasticEngine& engine,
+                                   std::function<void(const core::ResizeReport&)> on_ended)
+    : engine_(engine), on_ended_(std::move(on_ended)), machine_({}, engine.PlacementNow()) {
+  engine_.SetTrace(&trace_);
   engine_.SetObserver([this](const core::ResizeEvent& event) { Feed(event); });
   thread_ = std::jthread([this](const std::stop_token& stop) { Loop(stop); });
 }
@@ -35,6 +37,7 @@ ResizeController::~ResizeController() {
   changed_.notify_all();
   thread_.join();
   engine_.SetObserver({});
+  engine_.SetTrace(nullptr);
 }
 
 void ResizeController::StepLocked(const core::ResizeEvent& event, std::vector<core::ResizeAction>& actions) {
@@ -49,11 +52,29 @@ void ResizeController::StepLocked(const core::ResizeEvent& event, std::vector<co
               report.from.size(), machine_.placement().members().size(),
               report.error ? "; " + report.error->message : "");
       if (report.strategy == kDrain) release_intake_ = true;
+      TraceEnd(report);
+      if (on_ended_) on_ended_(report);
       continue;
     }
     queue_.push_back(action);
   }
   changed_.notify_all();
+}
+
+void ResizeController::TraceEnd(const core::ResizeReport& report) {
+  const TimeNs end = report.finished.value_or(report.started);
+  trace_.Add({fmt::format("{} -> {} devices ({})", report.from.size(), report.to.size(), report.strategy),
+              "operation",
+              report.started,
+              end,
+              {{"state", std::string(core::ToString(report.state))},
+               {"stages", report.stages},
+               {"bytes_remapped", report.bytes_remapped},
+               {"bytes_copied", report.bytes_copied},
+               {"longest_step_gap_ms", static_cast<double>(report.longest_step_gap) / 1e6}}});
+  if (report.serving) trace_.Add({"the new size serves", "operation", *report.serving, *report.serving});
+  if (report.first_capacity)
+    trace_.Add({"first token of a new device", "operation", *report.first_capacity, *report.first_capacity});
 }
 
 void ResizeController::Feed(const core::ResizeEvent& event) {
@@ -85,6 +106,7 @@ Expected<core::ResizeReport> ResizeController::Start(core::ResizeCommand command
                 engine_.options().max_devices);
   const std::string operation = command.operation;
   const core::PlanFacts facts = engine_.Facts(command.count);
+  if (!Running()) trace_.Begin(operation);
   return Submit(core::CommandEvent{std::move(command), facts}, operation);
 }
 
@@ -162,28 +184,35 @@ Status ResizeController::Drain(const std::stop_token& stop) {
 }
 
 void ResizeController::Execute(const core::ResizeAction& action, const std::stop_token& stop) {
-  const auto answer = [this](core::Ticket ticket, Status status) {
+  const TimeNs begin = Now();
+  const auto answer = [&](core::Ticket ticket, Status status, std::string name, std::string lane,
+                          Json args = {}) {
+    if (!status) args["error"] = status.error().message;
+    trace_.Add({std::move(name), std::move(lane), begin, Now(), std::move(args)});
     Feed(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0});
     Feed(core::AnswerEvent{ticket, ErrorOf(std::move(status))});
   };
   if (const auto* a = std::get_if<core::ProvisionDevice>(&action)) {
-    answer(a->ticket, engine_.EnsureStandby());
+    answer(a->ticket, engine_.EnsureStandby(), "provision", fmt::format("device {}", a->device));
   } else if (const auto* a = std::get_if<core::PrepareStage>(&action)) {
-    answer(a->ticket, engine_.PrepareStage(a->stage, stop));
+    answer(a->ticket, engine_.PrepareStage(a->stage, stop), fmt::format("prepare stage {}", a->index),
+           "controller", {{"moves", a->stage.moves.size()}, {"drops", a->stage.drops.size()}});
   } else if (const auto* a = std::get_if<core::CommitStage>(&action)) {
     Status status = Drain(stop);
     if (status) status = engine_.Commit(a->placement);
-    answer(a->ticket, std::move(status));
+    answer(a->ticket, std::move(status), "commit at a step's end", "engine",
+           {{"epoch", a->placement.epoch().value}});
   } else if (const auto* a = std::get_if<core::ReleaseStage>(&action)) {
-    answer(a->ticket, engine_.ReleaseStage(a->drops));
+    answer(a->ticket, engine_.ReleaseStage(a->drops), "release", "memory", {{"experts", a->drops.size()}});
   } else if (const auto* a = std::get_if<core::MoveSequences>(&action)) {
     Status status = a->leaving.empty() ? Status{} : Drain(stop);
     if (status) status = engine_.MoveSequences(a->leaving, stop);
-    answer(a->ticket, std::move(status));
+    answer(a->ticket, std::move(status), "hand sequences over", "engine", {{"leaving", a->leaving.size()}});
   } else if (const auto* a = std::get_if<core::RollBack>(&action)) {
-    answer(a->ticket, {});  // an epoch that no step names is forgotten by itself
+    // An epoch that no step names is forgotten by itself.
+    answer(a->ticket, {}, "roll back", "controller");
   } else if (const auto* a = std::get_if<core::RetireDevice>(&action)) {
-    answer(a->ticket, engine_.Retire(a->device));
+    answer(a->ticket, engine_.Retire(a->device), "retire", fmt::format("device {}", a->device));
   }
 }
 

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,13 +15,17 @@
 
 #include "core/control/resize.h"
 #include "runtime/coordinator/elastic_engine.h"
+#include "runtime/coordinator/resize_trace.h"
 
 namespace elasticmoe::runtime {
 
 class ResizeController {
  public:
-  explicit ResizeController(ElasticEngine& engine);  // the engine must outlive it
-  ~ResizeController();                               // what is under way stays where it is
+  // The engine must outlive it. `on_ended` is called with each operation's last report; it must not call
+  // back.
+  explicit ResizeController(ElasticEngine& engine,
+                            std::function<void(const core::ResizeReport&)> on_ended = {});
+  ~ResizeController();  // what is under way stays where it is
 
   // Starts an operation, or finds it again by its id. Errors as the machine's reply: kInvalidArgument
   // (target, victim), kFailedPrecondition (another one runs; its id is named), kResourceExhausted (it cannot
@@ -32,6 +37,8 @@ class ResizeController {
 
   // Blocks until the operation has ended, at most `timeout_ns`.
   std::optional<core::ResizeReport> Await(const std::string& operation, TimeNs timeout_ns) const;
+
+  const ResizeTrace& Trace() const { return trace_; }
 
   // KV memory a device, from now on.
   void SetKvMemory(std::size_t bytes);
@@ -45,9 +52,12 @@ class ResizeController {
   void StepLocked(const core::ResizeEvent& event, std::vector<core::ResizeAction>& actions);
   void Loop(const std::stop_token& stop);
   void Execute(const core::ResizeAction& action, const std::stop_token& stop);
+  void TraceEnd(const core::ResizeReport& report);
   Status Drain(const std::stop_token& stop);  // where the operation's strategy is to drain
 
   ElasticEngine& engine_;
+  std::function<void(const core::ResizeReport&)> on_ended_;
+  ResizeTrace trace_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   core::ResizeMachine machine_;

@@ -48,6 +48,7 @@ struct HmmOptions {
   PageKind pages = PageKind::kTransparentHuge;
   int linger_seconds = 30;
   int load_threads = 2;
+  std::string log_level = "info";
 };
 
 // Equal for two option sets exactly if one's memory can serve the other's coordinator: covers the options

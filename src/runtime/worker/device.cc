@@ -22,7 +22,7 @@ std::int64_t NowNs() {
 }  // namespace
 
 Device::Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels,
-               std::vector<int> cpus, Exchange& exchange)
+               std::vector<int> cpus, ExpertTableKind expert_table, Exchange& exchange)
     : id_(id),
       spec_(spec),
       kernels_(kernels),
@@ -31,13 +31,20 @@ Device::Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels&
       threads_(cpus),
       forward_(spec, kernels, threads_, exchange.shape().max_rows),
       moe_index_(MoeIndex(spec)),
+      table_kind_(expert_table),
       rows_by_expert_(spec.moe.experts) {}
 
-Status Device::Attach(const MemoryMap& map, int domain_fd) {
+Status Device::Attach(const MemoryMap& map, Fd domain_fd) {
   const DomainMap* domain = map.Find(map.DomainOf(id_));
   if (domain == nullptr)
     return Fail(ErrorCode::kNotFound, "attaching device {}: domain={} is not open", id_, map.DomainOf(id_));
-  EM_ASSIGN_OR_RETURN(domain_, Map(domain_fd, 0, domain->bytes, true));
+  table_.reset();
+  domain_fd_ = std::move(domain_fd);
+  EM_ASSIGN_OR_RETURN(domain_, Map(domain_fd_.get(), 0, domain->bytes, true));
+  table_ = MakeExpertTable(table_kind_,
+                           {exchange_.shape().moe_layers, exchange_.shape().experts, layout_.ExpertBytes(),
+                            map.pages_per_expert * map.page_bytes, kPlacementRing},
+                           domain_, domain_fd_.get());
   Prefault(domain_.data() + domain->shared_offset, layout_.SharedBytes());
   shared_ = compute::BindShared(spec_, layout_, domain_.data() + domain->shared_offset);
   kv_.layout = compute::KvLayout::Of(spec_, map.kv_element_bytes);
@@ -74,6 +81,7 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
   entry.epoch = epoch;
   entry.weights.resize(std::size_t(exchange_.shape().moe_layers) * exchange_.shape().experts);
   const int ring = static_cast<int>(epoch % kPlacementRing);
+  std::vector<OwnedExpert> owned_experts;
   for (int layer = 0; layer < exchange_.shape().moe_layers; ++layer) {
     for (int expert = 0; expert < exchange_.shape().experts; ++expert) {
       const std::uint8_t* owners = exchange_.PlacementEntry(ring, layer, expert);
@@ -86,11 +94,14 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
         return Fail(ErrorCode::kFailedPrecondition,
                     "preparing epoch {}: layer={} expert={} is not in the domain of device {}", epoch, layer,
                     expert, id_);
-      Prefault(domain_.data() + offset, layout_.ExpertBytes());
-      entry.weights[index] = compute::BindExpert(spec_, layout_, domain_.data() + offset);
-      ++entry.owned;
+      owned_experts.push_back({layer, expert, static_cast<std::uint64_t>(offset)});
     }
   }
+  EM_ASSIGN_OR_RETURN(const std::vector<std::byte*> addresses, table_->Prepare(epoch, owned_experts));
+  for (std::size_t i = 0; i < addresses.size(); ++i)
+    entry.weights[std::size_t(owned_experts[i].layer) * exchange_.shape().experts + owned_experts[i].expert] =
+        compute::BindExpert(spec_, layout_, addresses[i]);
+  entry.owned = static_cast<int>(addresses.size());
   entry.valid = true;
   return {};
 }

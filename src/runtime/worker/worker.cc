@@ -31,9 +31,11 @@ constexpr std::int64_t kIdleSleepNs = 500'000'000;  // an idle worker wakes twic
 // what steps read runs on the step thread between steps, as a task.
 class Worker {
  public:
-  Worker(core::ModelSpec spec, const compute::Kernels& kernels, Channel control, Exchange exchange)
+  Worker(core::ModelSpec spec, const compute::Kernels& kernels, ExpertTableKind expert_table, Channel control,
+         Exchange exchange)
       : spec_(std::move(spec)),
         kernels_(kernels),
+        expert_table_(expert_table),
         control_(std::move(control)),
         exchange_(std::move(exchange)) {}
 
@@ -110,8 +112,9 @@ class Worker {
           return Fail(ErrorCode::kInvalidArgument, "attaching: descriptors={}", message.fds.size());
         const DeviceId id(request.at("device").get<int>());
         if (!device_ || device_->id() != id)
-          device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), exchange_);
-        EM_RETURN_IF_ERROR(device_->Attach(map, message.fds[0].get()));
+          device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), expert_table_,
+                          exchange_);
+        EM_RETURN_IF_ERROR(device_->Attach(map, std::move(message.fds[0])));
         seen_ = exchange_.header().step.value.load(
             std::memory_order_acquire);  // steps announced before are not for it
         return Json{{"ns", NowNs() - start}};
@@ -138,6 +141,7 @@ class Worker {
 
   core::ModelSpec spec_;
   const compute::Kernels& kernels_;
+  ExpertTableKind expert_table_;
   Channel control_;
   Exchange exchange_;
   std::optional<Device> device_;
@@ -163,7 +167,7 @@ int RunWorker(const WorkerOptions& options) {
   if (!kernels) return fail(kernels.error());
   auto exchange = Exchange::Attach(options.exchange_fd);
   if (!exchange) return fail(exchange.error());
-  Worker worker(std::move(checkpoint->spec), **kernels, Channel(Fd(options.control_fd)),
+  Worker worker(std::move(checkpoint->spec), **kernels, options.expert_table, Channel(Fd(options.control_fd)),
                 std::move(*exchange));
   return worker.Run();
 }
