@@ -29,8 +29,8 @@ struct Options {
   std::string model;
   int from = 1, to = 2;
   std::string strategies = "all";
-  double rate = 0, before_s = 4, after_s = 15;
-  int input_tokens = 32, output_tokens = 48;
+  double rate = 0, before_s = 12, after_s = 15;
+  int input_tokens = 32, output_tokens = 32;
   int concurrency = 16;
   std::uint64_t seed = 1;
   double slo_ttft_ms = 0, slo_tpot_ms = 0;

@@ -102,8 +102,8 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
   row.slo_attainment = Ratio(static_cast<double>(met), static_cast<double>(run.load.requests.size()));
   row.step_ms = Median(std::move(gaps));
 
-  // The first second fills the server.
-  const double before = PerSecond(times, std::min(kSecond, run.asked_ns / 2), run.asked_ns);
+  // The first half fills the server.
+  const double before = PerSecond(times, run.asked_ns / 2, run.asked_ns);
   row.during_throughput_ratio = Ratio(PerSecond(times, run.asked_ns, run.asked_ns + window_ns), before);
   row.after_throughput_ratio = Ratio(PerSecond(times, last_due - kSecond, last_due), before);
   TimeNs previous = run.asked_ns;

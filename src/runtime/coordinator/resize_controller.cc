@@ -9,6 +9,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr std::string_view kDrain = "drain";
+constexpr int kFitPause = 9;  // times as long as a piece of work on KV memory took
 constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
 
 TimeNs Now() {
@@ -149,11 +150,13 @@ std::map<DeviceId, core::DevicePhase> ResizeController::Phases() const {
 }
 
 void ResizeController::Loop(const std::stop_token& stop) {
+  TimeNs fit_at = 0;  // KV memory is fitted to the devices when nothing else is to be done, not before then
   while (!stop.stop_requested()) {
     std::optional<core::ResizeAction> action;
     {
       std::unique_lock lock(mutex_);
-      changed_.wait_for(lock, fit_kv_ ? std::chrono::milliseconds(0) : kTick,
+      const auto wait = fit_kv_ ? std::chrono::nanoseconds(std::max<TimeNs>(fit_at - Now(), 0)) : kTick;
+      changed_.wait_for(lock, std::min<std::chrono::nanoseconds>(wait, kTick),
                         [&] { return stop.stop_requested() || !queue_.empty(); });
       if (!queue_.empty()) {
         action = std::move(queue_.front());
@@ -169,10 +172,14 @@ void ResizeController::Loop(const std::stop_token& stop) {
     if (action) {
       Execute(*action, stop);
       fit_kv_ = true;
-    } else if (fit_kv_.exchange(false)) {
+    } else if (fit_kv_ && Now() >= fit_at) {
+      fit_kv_ = false;
+      const TimeNs begin = Now();
       auto more = engine_.FitKv();
       if (!more) LogWarn("{}", more.error().message);
       if (more.value_or(false)) fit_kv_ = true;
+      // Clearing memory takes a core and bandwidth from the devices: most of the time they have both.
+      fit_at = Now() + kFitPause * (Now() - begin);
     }
   }
 }
