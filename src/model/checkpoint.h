@@ -11,19 +11,10 @@
 
 #include "base/error.h"
 #include "core/spec.h"
-#include "model/dtype.h"
 #include "model/family.h"
+#include "model/tensor_source.h"
 
 namespace elasticmoe::model {
-
-// Where a tensor's bytes lie on disk.
-struct TensorSource {
-  TensorName tensor;
-  DType type = DType::kBf16;
-  int file = 0;              // index into Checkpoint::files
-  std::uint64_t offset = 0;  // of the first byte in that file
-  std::uint64_t bytes = 0;
-};
 
 // Sampling defaults that generation_config.json recommends; empty where it says nothing.
 struct GenerationDefaults {

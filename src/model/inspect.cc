@@ -15,18 +15,6 @@ namespace fs = std::filesystem;
 constexpr std::uint64_t kBf16Bytes = 2;
 constexpr std::size_t kShownUnused = 4;
 
-std::string_view NameOf(DType type) {
-  switch (type) {
-    case DType::kBf16:
-      return "bf16";
-    case DType::kF16:
-      return "f16";
-    case DType::kF32:
-      return "f32";
-  }
-  return "unknown";
-}
-
 bool HasChatTemplate(const fs::path& directory) {
   std::error_code code;
   if (fs::exists(directory / "chat_template.jinja", code) ||
@@ -76,7 +64,7 @@ Json InspectModel(const Checkpoint& checkpoint) {
   const std::uint64_t expert_parameters = std::uint64_t{3} * spec.hidden * spec.moe.expert_width;
   const std::uint64_t idle = moe_layers * (spec.moe.experts - spec.moe.top_k) * expert_parameters;
   std::set<std::string_view> types;
-  for (const TensorSource& tensor : checkpoint.tensors) types.insert(NameOf(tensor.type));
+  for (const TensorSource& tensor : checkpoint.tensors) types.insert(NameOf(tensor.encoding));
   Json files = Json::array();
   for (std::size_t i = 0; i < checkpoint.files.size(); ++i)
     files.push_back({{"name", checkpoint.files[i].filename().string()}, {"bytes", checkpoint.file_bytes[i]}});
