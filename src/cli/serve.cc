@@ -56,7 +56,7 @@ void Banner(const Options& options, const runtime::ElasticEngine& engine, int po
         url.c_str(), name.c_str());
   else
     std::printf(
-        "  The model has no tokenizer.json: it serves token ids only.\n"
+        "  The model has no tokenizer: it serves token ids only.\n"
         "  curl %s/v1/completions -H 'content-type: application/json' \\\n"
         "    -d '{\"model\":\"%s\",\"prompt\":[1,2,3],\"max_tokens\":8,\"return_token_ids\":true}'\n\n",
         url.c_str(), name.c_str());
@@ -74,7 +74,7 @@ int Serve(Options options) {
   sigprocmask(SIG_BLOCK, &signals, nullptr);
 
   const auto& directory = options.engine.options.model;
-  auto tokenizer = model::Tokenizer::FromDirectory(directory);
+  auto tokenizer = model::Tokenizer::Open(directory);
   if (!tokenizer) return Report(tokenizer.error());
   std::optional<model::ChatTemplate> chat_template;
   if (*tokenizer && !(*tokenizer)->ChatTemplateSource().empty()) {

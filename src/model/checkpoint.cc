@@ -9,6 +9,8 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "model/config_reader.h"
+#include "model/gguf/gguf.h"
+#include "model/gguf/model.h"
 #include "model/quantization.h"
 #include "model/tensor_index.h"
 
@@ -184,12 +186,30 @@ Status Read(Checkpoint& checkpoint) {
   return TakeTensors(**family, std::move(index), checkpoint);
 }
 
+Status ReadGguf(Checkpoint& checkpoint) {
+  EM_ASSIGN_OR_RETURN(const Gguf gguf, OpenGguf(checkpoint.directory));
+  const auto within = [&](Error error) {
+    return Within(fmt::format("reading {}", checkpoint.directory.string()), std::move(error));
+  };
+  const auto config = GgufConfig(gguf);
+  if (!config) return within(config.error());
+  const auto family = FamilyOf(*config);
+  auto spec = family ? (*family)->Spec(*config) : tl::unexpected<Error>(family.error());
+  if (!spec) return within(std::move(spec.error()));
+  checkpoint.spec = *std::move(spec);
+  if (auto status = ReadGenerationValues(GgufGenerationConfig(gguf), checkpoint); !status)
+    return within(std::move(status.error()));
+  EM_ASSIGN_OR_RETURN(TensorIndex index,
+                      GgufIndex(gguf, checkpoint.spec, (*family)->Tensors(checkpoint.spec)));
+  return TakeTensors(**family, std::move(index), checkpoint);
+}
+
 }  // namespace
 
 Expected<Checkpoint> Checkpoint::Open(const fs::path& directory) {
   Checkpoint checkpoint;
   checkpoint.directory = directory;
-  if (auto status = Read(checkpoint); !status)
+  if (auto status = IsGgufPath(directory) ? ReadGguf(checkpoint) : Read(checkpoint); !status)
     return Within(fmt::format("opening model {}", directory.string()), std::move(status.error()));
   return checkpoint;
 }

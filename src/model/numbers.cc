@@ -57,6 +57,12 @@ std::uint16_t FloatToHalf(float value) {
   return static_cast<std::uint16_t>(sign | ((static_cast<unsigned>(exponent + 13) << 10) + units));
 }
 
+std::uint16_t FloatToBf16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  if (std::isnan(value)) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
 float F8E4M3ToFloat(std::uint8_t bits) {
   static const std::array<float, 256> table = MakeF8E4M3();
   return table[bits];

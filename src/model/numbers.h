@@ -11,6 +11,9 @@ float HalfToFloat(std::uint16_t half);
 // Rounds to nearest even; too large becomes infinite, NaN stays NaN.
 std::uint16_t FloatToHalf(float value);
 
+// Upper half of the float32, rounded to nearest even; NaN stays NaN.
+std::uint16_t FloatToBf16(float value);
+
 // Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, 0x7f and 0xff are NaN; the largest is 448.
 float F8E4M3ToFloat(std::uint8_t bits);
 
