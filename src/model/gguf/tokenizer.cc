@@ -183,7 +183,7 @@ Status ReadSentencePiece(const Gguf& gguf, const Vocabulary& vocabulary, Tokeniz
   PlainJson decoders = {{{"type", "Replace"}, {"pattern", {{"String", "▁"}}}, {"content", " "}},
                         {{"type", "ByteFallback"}},
                         {{"type", "Fuse"}}};
-  if (prepend) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1}, {"stop", 0}});
+  if (prepend) decoders.push_back({{"type", "Strip"}, {"content", " "}, {"start", 1U}, {"stop", 0U}});
   out.rest["decoder"] = {{"type", "Sequence"}, {"decoders", std::move(decoders)}};
   return {};
 }
