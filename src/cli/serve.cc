@@ -23,6 +23,8 @@ struct Options {
   server::ServerOptions server;
   std::string log_level = "info";
   std::string generation_config = "auto";
+  std::string reasoning_parser = "auto";
+  std::string tool_call_parser = "auto";
 };
 
 int Report(const Error& error) {
@@ -84,14 +86,24 @@ int Serve(Options options) {
                                                       directory.string(), parsed.error().message)});
     chat_template = std::move(*parsed);
   }
+  // Misspelt names are told before the weights are loaded; the family is known after.
+  const std::string source = *tokenizer ? (*tokenizer)->ChatTemplateSource() : "";
+  const auto choose = [&](std::string_view family) {
+    return server::ChooseOutputFormat(options.reasoning_parser, options.tool_call_parser, family, source);
+  };
+  if (const auto known = choose(""); !known) return Report(known.error());
   auto engine =
       StartEngine(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
 
-  if (options.server.served_model_names.empty())
-    options.server.served_model_names = {std::filesystem::weakly_canonical(directory).filename().string()};
+  if (options.server.served_model_names.empty()) {
+    const auto path = std::filesystem::weakly_canonical(directory);
+    options.server.served_model_names = {
+        (path.extension() == ".gguf" ? path.stem() : path.filename()).string()};
+  }
   options.server.model_root = directory.string();
   options.server.version = ELASTICMOE_VERSION;
+  options.server.output = *choose((*engine)->Spec().family);
   if (options.generation_config == "auto")
     options.server.defaults = Defaults((*engine)->checkpoint().generation);
   auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(),
@@ -151,6 +163,13 @@ void RegisterServe(CLI::App& app, Action& action) {
   sub->add_option("--generation-config", options->generation_config,
                   "auto: sampling defaults from generation_config.json; none: OpenAI's")
       ->check(CLI::IsMember({"auto", "none"}))
+      ->capture_default_str();
+  sub->add_option("--reasoning-parser", options->reasoning_parser,
+                  "How the model marks its reasoning: auto (by its template), none, think or harmony")
+      ->capture_default_str();
+  sub->add_option(
+         "--tool-call-parser", options->tool_call_parser,
+         "How it writes tool calls: auto, none, hermes, qwen3_coder, glm, mistral, deepseek or harmony")
       ->capture_default_str();
   sub->add_option("--log-level", options->log_level, "debug, info, warn or error")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))
