@@ -209,6 +209,20 @@ Status ReadNames(const Gguf& gguf, const Vocabulary& vocabulary, bool bos_by_def
   return {};
 }
 
+// A pattern with its line ends escaped: some files have them as bytes.
+std::string Escaped(std::string_view pattern) {
+  std::string out;
+  for (const char c : pattern) {
+    if (c == '\n')
+      out += "\\n";
+    else if (c == '\r')
+      out += "\\r";
+    else
+      out += c;
+  }
+  return out;
+}
+
 // The name of a tokenizer.json's pre-tokenizer.
 Expected<std::string> PreName(const PlainJson& rest) {
   const PlainJson* pre = Member(rest, "pre_tokenizer");
@@ -221,7 +235,7 @@ Expected<std::string> PreName(const PlainJson& rest) {
     for (const PlainJson& step : *list) {
       byte_level = byte_level || TextMember(step, "type") == "ByteLevel";
       if (const PlainJson* pattern = Member(step, "pattern"))
-        patterns.push_back(TextMember(*pattern, "Regex"));
+        patterns.push_back(Escaped(TextMember(*pattern, "Regex")));
     }
   }
   patterns.resize(std::max<std::size_t>(patterns.size(), 3));
