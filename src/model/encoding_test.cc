@@ -4,10 +4,13 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <set>
 
+#include "base/file.h"
+#include "base/json.h"
 #include "base/rng.h"
 #include "model/numbers.h"
 
@@ -279,6 +282,34 @@ TEST_P(Blocks, Of256SixBitsAndTheCurve) {
   }
   ExpectNear(Decoded(Encoding::kQ6K, q6), w6);
   ExpectNear(Decoded(Encoding::kIq4Xs, xs), wxs);
+}
+
+std::string FromHex(const std::string& hex) {
+  std::string bytes;
+  for (std::size_t i = 0; i < hex.size(); i += 2)
+    bytes += static_cast<char>(std::stoi(hex.substr(i, 2), nullptr, 16));
+  return bytes;
+}
+
+// tools/make_gguf_blocks.py: what ggml makes of random blocks. Sums may be rounded in another order.
+TEST(GgmlBlocks, DecodeAsInGgml) {
+  const auto text = ReadFile(ELASTICMOE_TESTDATA "/gguf/blocks.json");
+  ASSERT_TRUE(text) << text.error().message;
+  const Json cases = *ParseJson(*text);
+  std::set<std::string> types;
+  for (const Json& one : cases) {
+    const auto type = one["type"].get<std::string>();
+    SCOPED_TRACE(type);
+    types.insert(type);
+    Encoding encoding = Encoding::kQ4_0;
+    while (NameOf(encoding) != type) encoding = static_cast<Encoding>(static_cast<int>(encoding) + 1);
+    const std::string bytes = FromHex(one["bytes"]), want_bytes = FromHex(one["values"]);
+    std::vector<float> want(want_bytes.size() / sizeof(float));
+    std::memcpy(want.data(), want_bytes.data(), want_bytes.size());
+    ASSERT_EQ(want.size(), static_cast<std::size_t>(BlockValues(encoding)));
+    ExpectNear(Decoded(encoding, Bytes(bytes.begin(), bytes.end())), {want.begin(), want.end()});
+  }
+  EXPECT_EQ(types.size(), 13u);
 }
 
 }  // namespace
