@@ -20,6 +20,7 @@ void RegisterStatus(CLI::App& app, Action& action);
 void RegisterScale(CLI::App& app, Action& action);
 void RegisterInspect(CLI::App& app, Action& action);
 void RegisterMakeModel(CLI::App& app, Action& action);
+void RegisterExportGguf(CLI::App& app, Action& action);
 void RegisterBench(CLI::App& app, Action& action);
 void RegisterBenchServe(CLI::App& bench, Action& action);  // below bench
 void RegisterBenchResize(CLI::App& bench, Action& action);

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   cli::RegisterGenerate(app, action);
   cli::RegisterInspect(app, action);
   cli::RegisterMakeModel(app, action);
+  cli::RegisterExportGguf(app, action);
   cli::RegisterBench(app, action);
   cli::RegisterSimulate(app, action);
   cli::RegisterProcesses(app, action);

@@ -63,7 +63,7 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   runtime::EngineOptions& o = flags.options;
   const auto bytes = CLI::AsSizeValue(false);
   app.add_option("model", o.model,
-                 "Hugging Face model directory (config.json, *.safetensors, tokenizer.json)")
+                 "Hugging Face model directory (config.json, *.safetensors, tokenizer.json), or a .gguf file")
       ->required();
   app.add_option("--devices", flags.devices,
                  "Devices that share the experts, each a process (default: one a core, at least 2)")

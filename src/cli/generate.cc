@@ -31,7 +31,7 @@ int Run(const Options& options) {
     std::fprintf(stderr, "elasticmoe: %s\n", engine.error().message.c_str());
     return 1;
   }
-  auto tokenizer = model::Tokenizer::FromDirectory(options.engine.options.model);
+  auto tokenizer = model::Tokenizer::Open(options.engine.options.model);
   if (!tokenizer) {
     std::fprintf(stderr, "elasticmoe: %s\n", tokenizer.error().message.c_str());
     return 1;

@@ -48,9 +48,9 @@ int Make(model::MakeModelOptions options, const std::string& parameters) {
 void RegisterInspect(CLI::App& app, Action& action) {
   auto directory = std::make_shared<std::string>();
   auto json = std::make_shared<bool>(false);
-  CLI::App* sub = app.add_subcommand("inspect", "Show what a model directory holds");
+  CLI::App* sub = app.add_subcommand("inspect", "Show what a model directory or .gguf file holds");
   sub->footer("Example:\n  elasticmoe inspect models/demo --json");
-  sub->add_option("model", *directory, "Hugging Face model directory")->required();
+  sub->add_option("model", *directory, "Hugging Face model directory or .gguf file")->required();
   sub->add_flag("--json", *json, "As JSON");
   sub->callback([&action, directory, json] { action = [=] { return Inspect(*directory, *json); }; });
 }

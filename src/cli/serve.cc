@@ -23,6 +23,8 @@ struct Options {
   server::ServerOptions server;
   std::string log_level = "info";
   std::string generation_config = "auto";
+  std::string reasoning_parser = "auto";
+  std::string tool_call_parser = "auto";
 };
 
 int Report(const Error& error) {
@@ -56,7 +58,7 @@ void Banner(const Options& options, const runtime::ElasticEngine& engine, int po
         url.c_str(), name.c_str());
   else
     std::printf(
-        "  The model has no tokenizer.json: it serves token ids only.\n"
+        "  The model has no tokenizer: it serves token ids only.\n"
         "  curl %s/v1/completions -H 'content-type: application/json' \\\n"
         "    -d '{\"model\":\"%s\",\"prompt\":[1,2,3],\"max_tokens\":8,\"return_token_ids\":true}'\n\n",
         url.c_str(), name.c_str());
@@ -74,7 +76,7 @@ int Serve(Options options) {
   sigprocmask(SIG_BLOCK, &signals, nullptr);
 
   const auto& directory = options.engine.options.model;
-  auto tokenizer = model::Tokenizer::FromDirectory(directory);
+  auto tokenizer = model::Tokenizer::Open(directory);
   if (!tokenizer) return Report(tokenizer.error());
   std::optional<model::ChatTemplate> chat_template;
   if (*tokenizer && !(*tokenizer)->ChatTemplateSource().empty()) {
@@ -84,14 +86,24 @@ int Serve(Options options) {
                                                       directory.string(), parsed.error().message)});
     chat_template = std::move(*parsed);
   }
+  // Misspelt names are told before the weights are loaded; the family is known after.
+  const std::string source = *tokenizer ? (*tokenizer)->ChatTemplateSource() : "";
+  const auto choose = [&](std::string_view family) {
+    return server::ChooseOutputFormat(options.reasoning_parser, options.tool_call_parser, family, source);
+  };
+  if (const auto known = choose(""); !known) return Report(known.error());
   auto engine =
       StartReplicas(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
 
-  if (options.server.served_model_names.empty())
-    options.server.served_model_names = {std::filesystem::weakly_canonical(directory).filename().string()};
+  if (options.server.served_model_names.empty()) {
+    const auto path = std::filesystem::weakly_canonical(directory);
+    options.server.served_model_names = {
+        (path.extension() == ".gguf" ? path.stem() : path.filename()).string()};
+  }
   options.server.model_root = directory.string();
   options.server.version = ELASTICMOE_VERSION;
+  options.server.output = *choose((*engine)->Spec().family);
   if (options.generation_config == "auto")
     options.server.defaults = Defaults((*engine)->Primary()->engine->checkpoint().generation);
   auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(),
@@ -151,6 +163,13 @@ void RegisterServe(CLI::App& app, Action& action) {
   sub->add_option("--generation-config", options->generation_config,
                   "auto: sampling defaults from generation_config.json; none: OpenAI's")
       ->check(CLI::IsMember({"auto", "none"}))
+      ->capture_default_str();
+  sub->add_option("--reasoning-parser", options->reasoning_parser,
+                  "How the model marks its reasoning: auto (by its template), none, think or harmony")
+      ->capture_default_str();
+  sub->add_option(
+         "--tool-call-parser", options->tool_call_parser,
+         "How it writes tool calls: auto, none, hermes, qwen3_coder, glm, mistral, deepseek or harmony")
       ->capture_default_str();
   sub->add_option("--log-level", options->log_level, "debug, info, warn or error")
       ->check(CLI::IsMember({"debug", "info", "warn", "error"}))

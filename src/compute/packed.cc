@@ -3,25 +3,12 @@
 #include <bit>
 #include <cstring>
 
+#include "model/numbers.h"
+
 namespace elasticmoe::compute {
 namespace {
 
-float HalfToFloat(std::uint16_t half) {
-  const std::uint32_t sign = std::uint32_t(half & 0x8000u) << 16;
-  std::uint32_t exponent = (half >> 10) & 0x1f;
-  std::uint32_t mantissa = half & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent == 0) {
-    if (mantissa == 0) return std::bit_cast<float>(sign);
-    exponent = 1;
-    while ((mantissa & 0x400u) == 0) {
-      mantissa <<= 1;
-      --exponent;
-    }
-    mantissa &= 0x3ffu;
-  }
-  return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
-}
+using model::HalfToFloat;
 
 template <class T>
 T LoadAt(const void* source, std::size_t index) {

@@ -114,9 +114,16 @@ inline TestModel TestModel::Load(const std::filesystem::path& directory) {
   std::vector<std::string> files;
   for (const auto& file : checkpoint->files) files.push_back(MustRead(file));
   TestModel model(checkpoint->spec);
-  for (const model::TensorSource& source : checkpoint->tensors)
-    model.Put(source.tensor.role, source.tensor.layer, source.tensor.expert,
-              files[source.file].data() + source.offset, source.type);
+  model::RowReader reader([&](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) -> Status {
+    std::memcpy(out, files[file].data() + offset, bytes);
+    return {};
+  });
+  for (const model::TensorSource& source : checkpoint->tensors) {
+    const TensorPlace& place = model.layout_.Place(source.tensor.role, source.tensor.layer);
+    const auto rows = reader.Read(source, place.k, 0, place.n);
+    EM_CHECK(rows.has_value());
+    model.Put(source.tensor.role, source.tensor.layer, source.tensor.expert, rows->data, rows->type);
+  }
   return model;
 }
 

@@ -1,25 +1,25 @@
 #include "model/checkpoint.h"
 
 #include <algorithm>
-#include <map>
 #include <system_error>
+#include <tuple>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "base/file.h"
 #include "base/json.h"
 #include "model/config_reader.h"
-#include "model/safetensors.h"
+#include "model/gguf/gguf.h"
+#include "model/gguf/model.h"
+#include "model/quantization.h"
+#include "model/tensor_index.h"
 
 namespace elasticmoe::model {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kSingle[] = "model.safetensors";
-constexpr char kIndex[] = "model.safetensors.index.json";
 constexpr std::size_t kConfigLimitBytes = 16 << 20;  // published ones are a few KiB
-constexpr std::size_t kIndexLimitBytes = 100 << 20;  // as large as a header may be
 
 Status CheckDirectory(const fs::path& directory) {
   std::error_code code;
@@ -79,87 +79,23 @@ Status ReadGenerationConfig(Checkpoint& checkpoint) {
   return {};
 }
 
-// Everything that the weight files say, before it is held against the model.
-struct Contents {
-  struct Place {
-    int file = 0;
-    const SafetensorsTensor* tensor = nullptr;
-  };
-  std::vector<SafetensorsFile> files;
-  std::unordered_map<std::string_view, Place> places;     // by tensor name
-  std::unordered_map<std::string, std::string> shard_of;  // the index, by tensor name; empty without one
-};
+// The tensors of the weight files by name.
+using Places = std::unordered_map<std::string_view, const StoredTensor*>;
 
-Status FindFiles(const fs::path& directory, Contents& contents, std::vector<fs::path>& files) {
-  std::error_code code;
-  if (fs::exists(directory / kSingle, code)) {
-    files = {directory / kSingle};
-    return {};
-  }
-  const fs::path index = directory / kIndex;
-  if (!fs::exists(index, code))
-    return Fail(
-        ErrorCode::kNotFound,
-        "neither {} nor {} in it; fetch the weights, or convert them to safetensors if they are .bin, .pth "
-        "or .gguf",
-        kSingle, kIndex);
-  EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(index, kIndexLimitBytes));
-  auto entries = ParseWeightMap(text);
-  if (!entries) return Within(fmt::format("reading {}", index.string()), std::move(entries.error()));
-  std::map<std::string, int> shards;  // sorted, so that the files have one order
-  for (auto& [tensor, shard] : *entries) {
-    shards.try_emplace(shard);
-    const auto [it, fresh] = contents.shard_of.try_emplace(std::move(tensor), shard);
-    if (!fresh && it->second != shard)
-      return Fail(ErrorCode::kInvalidArgument,
-                  "reading {}: weight_map: tensor {} is in two shards, {} and {}", index.string(),
-                  Shown(it->first), it->second, shard);
-  }
-  for (const auto& [shard, unused] : shards) files.push_back(directory / shard);
-  return {};
-}
-
-Status ReadContents(const fs::path& directory, Contents& contents, std::vector<fs::path>& files) {
-  EM_RETURN_IF_ERROR(FindFiles(directory, contents, files));
-  for (const fs::path& path : files) {
-    EM_ASSIGN_OR_RETURN(auto file, ReadSafetensors(path));
-    contents.files.push_back(std::move(file));
-  }
-  for (std::size_t i = 0; i < files.size(); ++i) {
-    for (const SafetensorsTensor& tensor : contents.files[i].tensors) {
-      const auto [it, fresh] =
-          contents.places.try_emplace(tensor.name, Contents::Place{static_cast<int>(i), &tensor});
-      if (!fresh)
-        return Fail(ErrorCode::kInvalidArgument,
-                    "reading {}: tensor {} is in {} too; remove one of the files", files[i].string(),
-                    Shown(tensor.name), files[it->second.file].filename().string());
-    }
-  }
-  return {};
-}
-
-Expected<DType> SupportedType(std::string_view dtype) {
-  if (dtype == "BF16") return DType::kBf16;
-  if (dtype == "F16") return DType::kF16;
-  if (dtype == "F32") return DType::kF32;
-  return Fail(ErrorCode::kUnimplemented, "dtype={} (supported: BF16, F16, F32); convert the checkpoint",
-              Shown(std::string(dtype)));
-}
-
-Status CheckAllPresent(const std::vector<TensorName>& needed, const Contents& contents,
-                       const std::vector<fs::path>& files) {
+Status CheckAllPresent(const std::vector<TensorName>& needed, const TensorIndex& index,
+                       const Places& places) {
   std::size_t missing = 0;
   const TensorName* first = nullptr;
   for (const TensorName& tensor : needed) {
-    if (contents.places.contains(tensor.name)) continue;
+    if (places.contains(tensor.name)) continue;
     if (missing++ == 0) first = &tensor;
   }
   if (missing == 0) return {};
-  const auto listed = contents.shard_of.find(first->name);
-  const std::string where = files.size() == 1 ? files[0].filename().string()
-                            : listed != contents.shard_of.end()
-                                ? fmt::format("{}, where {} says it is", listed->second, kIndex)
-                                : fmt::format("any of the {} shards", files.size());
+  const auto listed = index.shard_of.find(first->name);
+  const std::string where = index.files.size() == 1 ? index.files[0].filename().string()
+                            : listed != index.shard_of.end()
+                                ? fmt::format("{}, where {} says it is", listed->second, kSafetensorsIndex)
+                                : fmt::format("any of the {} shards", index.files.size());
   return Fail(
       ErrorCode::kInvalidArgument,
       "tensor {} of shape [{}] is not in {} ({} of {} tensors are missing); is the download complete, and "
@@ -167,25 +103,24 @@ Status CheckAllPresent(const std::vector<TensorName>& needed, const Contents& co
       first->name, fmt::join(first->shape, ", "), where, missing, needed.size());
 }
 
-Expected<TensorSource> Place(const TensorName& name, const Contents& contents,
-                             const std::vector<fs::path>& files) {
-  const Contents::Place& place = contents.places.at(name.name);
-  const SafetensorsTensor& tensor = *place.tensor;
-  const std::string doing = fmt::format("reading {}: tensor {}", files[place.file].string(), name.name);
-  const auto listed = contents.shard_of.find(name.name);
-  if (listed != contents.shard_of.end() && files[place.file].filename() != listed->second)
+Expected<TensorSource> Place(const TensorName& name, const StoredTensor& tensor, const TensorIndex& index) {
+  const std::string doing = fmt::format("reading {}: tensor {}", index.FileOf(tensor).string(), name.name);
+  const auto listed = index.shard_of.find(name.name);
+  if (listed != index.shard_of.end() && index.FileOf(tensor).filename() != listed->second)
     return Fail(ErrorCode::kInvalidArgument, "{}: {} says it is in {}; fetch the checkpoint again", doing,
-                kIndex, listed->second);
-  auto type = SupportedType(tensor.dtype);
-  if (!type) return Within(doing, std::move(type.error()));
+                kSafetensorsIndex, listed->second);
+  if (!tensor.known)
+    return Fail(ErrorCode::kUnimplemented,
+                "{}: dtype={} (supported: BF16, F16, F32, and F8_E4M3 with weight_scale_inv); convert the "
+                "checkpoint",
+                doing, Shown(tensor.dtype));
   if (tensor.shape != name.shape)
     return Fail(
         ErrorCode::kInvalidArgument,
         "{}: shape=[{}] (expected [{}] from config.json); these weights and this config.json do not belong "
         "together",
         doing, fmt::join(tensor.shape, ", "), fmt::join(name.shape, ", "));
-  return TensorSource{name, *type, place.file, contents.files[place.file].data_offset + tensor.begin,
-                      tensor.end - tensor.begin};
+  return TensorSource{tensor.data, name};
 }
 
 std::string_view ModuleOf(std::string_view tensor) {
@@ -194,51 +129,79 @@ std::string_view ModuleOf(std::string_view tensor) {
 
 // Fills `unused`. A tensor beside a needed one (o_proj.bias, q_proj.weight_scale) is part of the same
 // operation: ignoring it would change every answer silently, so it is refused.
-Status CollectUnused(const std::vector<TensorName>& needed, const Contents& contents,
-                     const std::vector<fs::path>& files, Checkpoint& checkpoint) {
+Status CollectUnused(const std::vector<TensorName>& needed, const TensorIndex& index, const Places& places,
+                     Checkpoint& checkpoint) {
   std::unordered_set<std::string_view> names, modules;
   for (const TensorName& tensor : needed) {
     names.insert(tensor.name);
     modules.insert(ModuleOf(tensor.name));
   }
-  for (const auto& [name, place] : contents.places)
-    if (!names.contains(name)) checkpoint.unused.emplace_back(name);
+  for (const StoredTensor& tensor : index.tensors)
+    if (!names.contains(tensor.name)) checkpoint.unused.push_back(tensor.name);
   std::ranges::sort(checkpoint.unused);
   for (const std::string& name : checkpoint.unused)
     if (modules.contains(ModuleOf(name)))
       return Fail(ErrorCode::kUnimplemented,
                   "reading {}: tensor {} has no place in {} as config.json describes it",
-                  files[contents.places.at(name).file].string(), Shown(name), checkpoint.spec.family);
+                  index.FileOf(*places.at(name)).string(), Shown(name), checkpoint.spec.family);
   return {};
 }
 
-Status ReadTensors(const Family& family, Checkpoint& checkpoint) {
-  Contents contents;
-  EM_RETURN_IF_ERROR(ReadContents(checkpoint.directory, contents, checkpoint.files));
-  for (const SafetensorsFile& file : contents.files) checkpoint.file_bytes.push_back(file.file_bytes);
+// Looks up what the family needs; fills in the weights' part of `checkpoint`.
+Status TakeTensors(const Family& family, TensorIndex index, Checkpoint& checkpoint) {
+  Places places;
+  for (const StoredTensor& tensor : index.tensors) places.emplace(tensor.name, &tensor);
   const std::vector<TensorName> needed = family.Tensors(checkpoint.spec);
-  EM_RETURN_IF_ERROR(CheckAllPresent(needed, contents, checkpoint.files));
+  EM_RETURN_IF_ERROR(CheckAllPresent(needed, index, places));
   checkpoint.tensors.reserve(needed.size());
   for (const TensorName& name : needed) {
-    EM_ASSIGN_OR_RETURN(auto source, Place(name, contents, checkpoint.files));
-    checkpoint.parameters += source.bytes / BytesOf(source.type);
+    EM_ASSIGN_OR_RETURN(auto source, Place(name, *places.at(name.name), index));
+    std::uint64_t values = 1;
+    for (const std::int64_t size : name.shape) values *= static_cast<std::uint64_t>(size);
+    checkpoint.parameters += values;
     checkpoint.tensors.push_back(std::move(source));
   }
-  std::ranges::sort(checkpoint.tensors, {},
-                    [](const TensorSource& tensor) { return std::pair(tensor.file, tensor.offset); });
-  return CollectUnused(needed, contents, checkpoint.files, checkpoint);
+  std::ranges::sort(checkpoint.tensors, {}, [](const TensorSource& tensor) {
+    return std::tuple(tensor.file, tensor.offset, tensor.order.first);
+  });
+  EM_RETURN_IF_ERROR(CollectUnused(needed, index, places, checkpoint));
+  checkpoint.files = std::move(index.files);
+  checkpoint.file_bytes = std::move(index.file_bytes);
+  return {};
 }
 
 Status Read(Checkpoint& checkpoint) {
   EM_RETURN_IF_ERROR(CheckDirectory(checkpoint.directory));
   const fs::path path = checkpoint.directory / "config.json";
   EM_ASSIGN_OR_RETURN(const Json config, ReadJson(path, kConfigLimitBytes));
+  auto quantization = ReadQuantization(config);
+  if (!quantization) return Within(fmt::format("reading {}", path.string()), std::move(quantization.error()));
   const auto family = FamilyOf(config);
   auto spec = family ? (*family)->Spec(config) : tl::unexpected<Error>(family.error());
   if (!spec) return Within(fmt::format("reading {}", path.string()), std::move(spec.error()));
   checkpoint.spec = *std::move(spec);
   EM_RETURN_IF_ERROR(ReadGenerationConfig(checkpoint));
-  return ReadTensors(**family, checkpoint);
+  EM_ASSIGN_OR_RETURN(TensorIndex index, IndexSafetensors(checkpoint.directory));
+  EM_RETURN_IF_ERROR(ResolveQuantized(*quantization, index));
+  return TakeTensors(**family, std::move(index), checkpoint);
+}
+
+Status ReadGguf(Checkpoint& checkpoint) {
+  EM_ASSIGN_OR_RETURN(const Gguf gguf, OpenGguf(checkpoint.directory));
+  const auto within = [&](Error error) {
+    return Within(fmt::format("reading {}", checkpoint.directory.string()), std::move(error));
+  };
+  const auto config = GgufConfig(gguf);
+  if (!config) return within(config.error());
+  const auto family = FamilyOf(*config);
+  auto spec = family ? (*family)->Spec(*config) : tl::unexpected<Error>(family.error());
+  if (!spec) return within(std::move(spec.error()));
+  checkpoint.spec = *std::move(spec);
+  if (auto status = ReadGenerationValues(GgufGenerationConfig(gguf), checkpoint); !status)
+    return within(std::move(status.error()));
+  EM_ASSIGN_OR_RETURN(TensorIndex index,
+                      GgufIndex(gguf, checkpoint.spec, (*family)->Tensors(checkpoint.spec)));
+  return TakeTensors(**family, std::move(index), checkpoint);
 }
 
 }  // namespace
@@ -246,7 +209,7 @@ Status Read(Checkpoint& checkpoint) {
 Expected<Checkpoint> Checkpoint::Open(const fs::path& directory) {
   Checkpoint checkpoint;
   checkpoint.directory = directory;
-  if (auto status = Read(checkpoint); !status)
+  if (auto status = IsGgufPath(directory) ? ReadGguf(checkpoint) : Read(checkpoint); !status)
     return Within(fmt::format("opening model {}", directory.string()), std::move(status.error()));
   return checkpoint;
 }

@@ -1,6 +1,7 @@
-// A Hugging Face checkpoint directory: config.json, generation_config.json, safetensors (single or sharded by
-// model.safetensors.index.json). Opening checks everything that can be checked without reading weights:
-// every needed tensor is there once, of right shape and a supported dtype, inside its file, overlapping none.
+// A model on disk: a Hugging Face directory (config.json, generation_config.json, safetensors, single or
+// sharded by model.safetensors.index.json), or a GGUF file (the first part of a split one). Opening checks
+// everything that can be checked without reading weights: every needed tensor is there once, of right shape
+// and a supported dtype, inside its file, overlapping none.
 #pragma once
 
 #include <cstdint>
@@ -11,19 +12,10 @@
 
 #include "base/error.h"
 #include "core/spec.h"
-#include "model/dtype.h"
 #include "model/family.h"
+#include "model/tensor_source.h"
 
 namespace elasticmoe::model {
-
-// Where a tensor's bytes lie on disk.
-struct TensorSource {
-  TensorName tensor;
-  DType type = DType::kBf16;
-  int file = 0;              // index into Checkpoint::files
-  std::uint64_t offset = 0;  // of the first byte in that file
-  std::uint64_t bytes = 0;
-};
 
 // Sampling defaults that generation_config.json recommends; empty where it says nothing.
 struct GenerationDefaults {
@@ -35,7 +27,7 @@ struct GenerationDefaults {
 };
 
 struct Checkpoint {
-  std::filesystem::path directory;
+  std::filesystem::path directory;  // or the GGUF file
   core::ModelSpec spec;
   GenerationDefaults generation;
   std::vector<std::filesystem::path> files;
@@ -48,9 +40,9 @@ struct Checkpoint {
   //   kNotFound          the directory, config.json, the weights or a shard is not there
   //   kInvalidArgument   config.json, generation_config.json or the shard index is wrong, a tensor is
   //                      missing or of another shape than config.json says
-  //   kDataLoss          a safetensors file is cut off or its header lies
+  //   kDataLoss          a weight file is cut off or its header lies
   //   kUnimplemented     an unknown family, or a dtype, setting or extra tensor that would change the answers
-  static Expected<Checkpoint> Open(const std::filesystem::path& directory);
+  static Expected<Checkpoint> Open(const std::filesystem::path& model);
 };
 
 }  // namespace elasticmoe::model

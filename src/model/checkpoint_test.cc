@@ -100,7 +100,7 @@ TEST_F(Checkpoints, ReadHalfAndSinglePrecision) {
   checkpoint = Checkpoint::Open(directory_.Path());
   ASSERT_TRUE(checkpoint) << checkpoint.error().message;
   EXPECT_EQ(checkpoint->parameters, parameters);
-  EXPECT_EQ(checkpoint->tensors.back().type, DType::kF32);
+  EXPECT_EQ(checkpoint->tensors.back().encoding, Encoding::kF32);
 }
 
 TEST_F(Checkpoints, NameAMissingDirectoryFileOrConfig) {

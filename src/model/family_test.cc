@@ -128,7 +128,6 @@ TEST(Family, NamesWhatItDoesNotSupport) {
   expect("partial_rotary_factor", 0.5, "0.5");
   expect("use_sliding_window", true, "true");
   expect("hidden_act", "gelu", "gelu");
-  expect("quantization_config", {{"quant_method", "fp8"}}, "fp8");
   expect("layer_types", {"full_attention", "sliding_attention"}, "sliding_attention");
   expect("sliding_window", 128, "128", "mixtral");
 }

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "base/file.h"
+#include "model/gguf/gguf.h"
 
 namespace elasticmoe::model {
 namespace {
@@ -15,20 +16,19 @@ namespace fs = std::filesystem;
 constexpr std::uint64_t kBf16Bytes = 2;
 constexpr std::size_t kShownUnused = 4;
 
-std::string_view NameOf(DType type) {
-  switch (type) {
-    case DType::kBf16:
-      return "bf16";
-    case DType::kF16:
-      return "f16";
-    case DType::kF32:
-      return "f32";
-  }
-  return "unknown";
+bool HasTokenizer(const fs::path& model) {
+  std::error_code code;
+  if (!IsGgufPath(model)) return fs::exists(model / "tokenizer.json", code);
+  const auto gguf = OpenGguf(model);
+  return gguf && gguf->Has("tokenizer.ggml.tokens");
 }
 
 bool HasChatTemplate(const fs::path& directory) {
   std::error_code code;
+  if (IsGgufPath(directory)) {
+    const auto gguf = OpenGguf(directory);
+    return gguf && gguf->Has("tokenizer.chat_template");
+  }
   if (fs::exists(directory / "chat_template.jinja", code) ||
       fs::exists(directory / "chat_template.json", code))
     return true;
@@ -76,11 +76,10 @@ Json InspectModel(const Checkpoint& checkpoint) {
   const std::uint64_t expert_parameters = std::uint64_t{3} * spec.hidden * spec.moe.expert_width;
   const std::uint64_t idle = moe_layers * (spec.moe.experts - spec.moe.top_k) * expert_parameters;
   std::set<std::string_view> types;
-  for (const TensorSource& tensor : checkpoint.tensors) types.insert(NameOf(tensor.type));
+  for (const TensorSource& tensor : checkpoint.tensors) types.insert(NameOf(tensor.encoding));
   Json files = Json::array();
   for (std::size_t i = 0; i < checkpoint.files.size(); ++i)
     files.push_back({{"name", checkpoint.files[i].filename().string()}, {"bytes", checkpoint.file_bytes[i]}});
-  std::error_code code;
 
   Json report;
   report["directory"] = checkpoint.directory.string();
@@ -109,7 +108,7 @@ Json InspectModel(const Checkpoint& checkpoint) {
   report["files"] = std::move(files);
   report["tensors"] = checkpoint.tensors.size();
   report["unused_tensors"] = checkpoint.unused;
-  report["has_tokenizer"] = fs::exists(checkpoint.directory / "tokenizer.json", code);
+  report["has_tokenizer"] = HasTokenizer(checkpoint.directory);
   report["has_chat_template"] = HasChatTemplate(checkpoint.directory);
   return report;
 }

@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "base/file.h"
+#include "model/gguf/gguf.h"
+#include "model/gguf/tokenizer.h"
 #include "model/tokenizer/added_tokens.h"
 #include "model/tokenizer/bpe.h"
 #include "model/tokenizer/decoder.h"
@@ -154,11 +156,7 @@ class BpeTokenizer : public Tokenizer {
   TokenId size_ = 0;
 };
 
-Expected<std::unique_ptr<Tokenizer>> Build(std::string_view tokenizer_json,
-                                           std::string_view tokenizer_config_json) {
-  EM_ASSIGN_OR_RETURN(TokenizerJson json, ReadTokenizerJson(tokenizer_json));
-  EM_ASSIGN_OR_RETURN(const PlainJson config_json,
-                      ReadPlainJson(tokenizer_config_json, "tokenizer_config.json"));
+Expected<std::unique_ptr<Tokenizer>> Build(TokenizerJson json, const PlainJson& config_json) {
   const auto part = [&](const char* key) -> const PlainJson& {
     static const PlainJson none;
     const PlainJson* at = Member(json.rest, key);
@@ -177,25 +175,45 @@ Expected<std::unique_ptr<Tokenizer>> Build(std::string_view tokenizer_json,
 
 Expected<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view tokenizer_json,
                                                          std::string_view tokenizer_config_json) {
-  auto tokenizer = Build(tokenizer_json, tokenizer_config_json);
-  if (!tokenizer) return Within("reading tokenizer.json", std::move(tokenizer.error()));
+  const auto within = [](Error error) { return Within("reading tokenizer.json", std::move(error)); };
+  auto json = ReadTokenizerJson(tokenizer_json);
+  if (!json) return within(std::move(json.error()));
+  auto config = ReadPlainJson(tokenizer_config_json, "tokenizer_config.json");
+  if (!config) return within(std::move(config.error()));
+  auto tokenizer = Build(*std::move(json), *config);
+  if (!tokenizer) return within(std::move(tokenizer.error()));
+  return tokenizer;
+}
+
+Expected<std::unique_ptr<Tokenizer>> Tokenizer::Open(const std::filesystem::path& model) {
+  return IsGgufPath(model) ? FromGguf(model) : FromDirectory(model);
+}
+
+Expected<std::unique_ptr<Tokenizer>> Tokenizer::FromGguf(const std::filesystem::path& path) {
+  EM_ASSIGN_OR_RETURN(const Gguf gguf, OpenGguf(path));
+  const auto within = [&](Error error) {
+    return Within(fmt::format("reading {}", path.string()), std::move(error));
+  };
+  auto parts = ReadGgufTokenizer(gguf);
+  if (!parts) return within(std::move(parts.error()));
+  if (!*parts) return nullptr;
+  auto tokenizer = Build(std::move((*parts)->json), (*parts)->config);
+  if (!tokenizer) return within(std::move(tokenizer.error()));
   return tokenizer;
 }
 
 Expected<std::unique_ptr<Tokenizer>> Tokenizer::FromDirectory(const std::filesystem::path& directory) {
   std::error_code code;
   if (!std::filesystem::exists(directory / "tokenizer.json", code)) return nullptr;
-  EM_ASSIGN_OR_RETURN(const std::string json, ReadFile(directory / "tokenizer.json"));
-  std::string config;
-  if (std::filesystem::exists(directory / "tokenizer_config.json", code)) {
-    EM_ASSIGN_OR_RETURN(config, ReadFile(directory / "tokenizer_config.json"));
-  }
-  // A template in a file of its own takes the place of the one in tokenizer_config.json.
-  if (std::filesystem::exists(directory / "chat_template.jinja", code)) {
-    EM_ASSIGN_OR_RETURN(const std::string source, ReadFile(directory / "chat_template.jinja"));
-    EM_ASSIGN_OR_RETURN(config, WithChatTemplate(config, source));
-  }
-  auto tokenizer = Tokenizer::FromJson(json, config);
+  const auto read = [&]() -> Expected<std::unique_ptr<Tokenizer>> {
+    EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(directory / "tokenizer.json"));
+    EM_ASSIGN_OR_RETURN(TokenizerJson json, ReadTokenizerJson(text));
+    EM_ASSIGN_OR_RETURN(const PlainJson config, ReadTokenizerConfigFiles(directory));
+    auto tokenizer = Build(std::move(json), config);
+    if (!tokenizer) return Within("reading tokenizer.json", std::move(tokenizer.error()));
+    return tokenizer;
+  };
+  auto tokenizer = read();
   if (!tokenizer) return Within(directory.string(), std::move(tokenizer.error()));
   return tokenizer;
 }

@@ -30,8 +30,11 @@ class Tokenizer {
   // (kInvalidArgument, kUnimplemented) name the key, what was found and what is supported.
   static Expected<std::unique_ptr<Tokenizer>> FromJson(std::string_view tokenizer_json,
                                                        std::string_view tokenizer_config_json);
-  // nullptr where the directory has no tokenizer.json: the model then serves token ids only.
+  // Of a Hugging Face directory or a .gguf file. nullptr where there is none (no tokenizer.json, no
+  // tokenizer.ggml.tokens): the model then serves token ids only.
+  static Expected<std::unique_ptr<Tokenizer>> Open(const std::filesystem::path& model);
   static Expected<std::unique_ptr<Tokenizer>> FromDirectory(const std::filesystem::path& directory);
+  static Expected<std::unique_ptr<Tokenizer>> FromGguf(const std::filesystem::path& path);
 
   virtual ~Tokenizer() = default;
 

@@ -14,16 +14,24 @@ Json FinishJson(const Choice& choice) {
   return choice.Finished() ? Json(choice.FinishReason()) : Json(nullptr);
 }
 
+// Under both names that clients read.
+void AddReasoning(const std::string& reasoning, Json& message) {
+  if (reasoning.empty()) return;
+  message["reasoning_content"] = reasoning;
+  message["reasoning"] = reasoning;
+}
+
 class ChatWriter final : public AnswerWriter {
  public:
   explicit ChatWriter(AnswerOptions options) : AnswerWriter(std::move(options)) {}
 
   void Add(ChoiceState& state, Choice::Delta delta, const UsageCount& usage, std::string& sse) override {
-    ToolCallParser::Output parsed;
-    if (state.tools) {
-      parsed = state.tools->Add(delta.text);
+    OutputParser::Output parsed;
+    if (state.parser) {
+      parsed = state.parser->Add(delta.text);
       if (state.choice->Finished()) {
-        auto rest = state.tools->Finish();
+        auto rest = state.parser->Finish();
+        parsed.reasoning += rest.reasoning;
         parsed.content += rest.content;
         Append(parsed.calls, std::move(rest.calls));
       }
@@ -35,6 +43,7 @@ class ChatWriter final : public AnswerWriter {
       return;
     }
     state.text += parsed.content;
+    state.reasoning += parsed.reasoning;
     Append(state.calls, std::move(parsed.calls));
     Append(state.tokens, std::move(delta.tokens));
     Append(state.logprobs, std::move(delta.logprobs));
@@ -44,8 +53,10 @@ class ChatWriter final : public AnswerWriter {
     Json choices = Json::array();
     for (ChoiceState& state : states) {
       Json message = {{"role", "assistant"}, {"content", state.text}, {"refusal", nullptr}};
+      AddReasoning(state.reasoning, message);
+      if (state.text.empty() && !(state.calls.empty() && state.reasoning.empty()))
+        message["content"] = nullptr;
       if (!state.calls.empty()) {
-        if (state.text.empty()) message["content"] = nullptr;
         Json calls = Json::array();
         for (const ToolCall& call : state.calls)
           calls.push_back(ToolCallJson(call, CallId(state.index, static_cast<int>(calls.size()))));
@@ -79,7 +90,7 @@ class ChatWriter final : public AnswerWriter {
   }
 
   static Json Finish(const ChoiceState& state) {
-    if (state.tools && state.tools->CallCount() > 0 && state.choice->FinishReason() == "stop")
+    if (state.parser && state.parser->CallCount() > 0 && state.choice->FinishReason() == "stop")
       return "tool_calls";
     return FinishJson(*state.choice);
   }
@@ -91,7 +102,7 @@ class ChatWriter final : public AnswerWriter {
                 {"finish_reason", nullptr}};
   }
 
-  void Stream(ChoiceState& state, ToolCallParser::Output parsed, const Choice::Delta& delta,
+  void Stream(ChoiceState& state, OutputParser::Output parsed, const Choice::Delta& delta,
               const UsageCount& usage, std::string& sse) {
     Json extra = Json::object();
     if (!state.begun) {
@@ -101,11 +112,16 @@ class ChatWriter final : public AnswerWriter {
     }
     std::vector<Json> chunks;
     const bool shows_tokens = !delta.tokens.empty() && (options_.logprobs || options_.token_ids);
-    if (!parsed.content.empty() || shows_tokens) {
-      Json chunk = Chunk(state, {{"content", parsed.content}});
-      if (options_.logprobs) chunk["logprobs"] = ChatLogprobs(delta.logprobs, options_.format);
-      if (options_.token_ids) chunk["token_ids"] = delta.tokens;
-      chunks.push_back(std::move(chunk));
+    if (!parsed.reasoning.empty()) {
+      Json piece = Json::object();
+      AddReasoning(parsed.reasoning, piece);
+      chunks.push_back(Chunk(state, std::move(piece)));
+    }
+    if (!parsed.content.empty() || (shows_tokens && chunks.empty()))
+      chunks.push_back(Chunk(state, {{"content", parsed.content}}));
+    if (shows_tokens) {
+      if (options_.logprobs) chunks[0]["logprobs"] = ChatLogprobs(delta.logprobs, options_.format);
+      if (options_.token_ids) chunks[0]["token_ids"] = delta.tokens;
     }
     for (const ToolCall& call : parsed.calls) {
       Json entry = {{"index", state.tool_calls_sent}};

@@ -8,7 +8,7 @@
 
 #include "server/choice.h"
 #include "server/openai_response.h"
-#include "server/tool_calls.h"
+#include "server/output_parser.h"
 
 namespace elasticmoe::server {
 
@@ -23,10 +23,11 @@ struct ChoiceState {
   bool begun = false;   // its first chunk is out
   int text_offset = 0;  // of completion logprobs
   int tool_calls_sent = 0;
-  std::optional<ToolCallParser> tools = {};
+  std::unique_ptr<OutputParser> parser = {};  // of chat; may be null
 
   // Gathered for a whole answer.
   std::string text = {};
+  std::string reasoning = {};
   std::vector<ToolCall> calls = {};
   std::vector<TokenId> tokens = {};
   std::vector<core::TokenLogprob> logprobs = {};

@@ -211,6 +211,49 @@ TEST(Api, FindsToolCalls) {
   EXPECT_THAT(choice["message"]["content"].get<std::string>(), HasSubstr("<tool_call>"));
 }
 
+TEST(Api, ShowsReasoningUnderBothNames) {
+  ServerOptions options;
+  options.output.reasoning = ReasoningFormat::kThink;
+  ScriptedApi api(ByteEngine("<think>\nHm.\n</think>\n\nYes."), options);
+  const Json message = Chat(api).Parsed()["choices"][0]["message"];
+  EXPECT_EQ(message["reasoning_content"], "Hm.");
+  EXPECT_EQ(message["reasoning"], "Hm.");
+  EXPECT_EQ(message["content"], "Yes.");
+  std::string reasoning, content;
+  std::size_t tokens = 0;
+  for (const Json& chunk : Chunks(Chat(api, R"("stream":true,"return_token_ids":true)"))) {
+    if (!chunk.is_object() || chunk["choices"].empty()) continue;
+    const Json& choice = chunk["choices"][0];
+    tokens += choice.value("token_ids", Json::array()).size();
+    EXPECT_EQ(choice["delta"].value("reasoning", ""), choice["delta"].value("reasoning_content", ""));
+    reasoning += choice["delta"].value("reasoning_content", "");
+    content += choice["delta"].value("content", "");
+  }
+  EXPECT_EQ(reasoning, "Hm.");
+  EXPECT_EQ(content, "Yes.");
+  EXPECT_EQ(tokens, 27U);  // each token is shown once: 26 bytes and <eos>
+  const Json cut = Chat(api, R"("max_tokens":11)").Parsed()["choices"][0];
+  EXPECT_EQ(cut["finish_reason"], "length");
+  EXPECT_EQ(cut["message"]["reasoning_content"], "Hm.");
+  EXPECT_TRUE(cut["message"]["content"].is_null());
+  // Plain completions stay as they are.
+  EXPECT_THAT(
+      Complete(api, R"("prompt":"x","max_tokens":40)").Parsed()["choices"][0]["text"].get<std::string>(),
+      HasSubstr("<think>"));
+}
+
+TEST(Api, GoesOnReasoningThatThePromptBegan) {
+  ServerOptions options;
+  options.output.reasoning = ReasoningFormat::kThink;
+  ScriptedApi api(ByteEngine("Hm.</think>Yes."), options);
+  const std::string begun =
+      R"({"model":"demo","continue_final_message":true,"messages":[{"role":"assistant","content":"<think>"}]})";
+  const Json message = Post(api, "/v1/chat/completions", begun).Parsed()["choices"][0]["message"];
+  EXPECT_EQ(message["reasoning_content"], "Hm.");
+  EXPECT_EQ(message["content"], "Yes.");
+  EXPECT_EQ(Chat(api).Parsed()["choices"][0]["message"]["content"], "Hm.</think>Yes.");
+}
+
 TEST(Api, ContinuesTheFinalMessage) {
   ScriptedApi api(ByteEngine("!"));
   const Json json =

@@ -34,7 +34,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
         state.index = static_cast<int>(states_.size());
         state.prompt = request.prompts[p];
         state.choice = std::make_unique<Choice>(context_->text.tokenizer, sampling);
-        if (request.parse_tools) state.tools.emplace(request.parallel_tool_calls);
+        if (request.chat) state.parser = MakeOutputParser(context_->options.output, request.output);
         states_.push_back(std::move(state));
         runs_.push_back({.id = RequestId(context_->next_request++), .max_tokens = request.max_tokens[p]});
       }

@@ -40,8 +40,7 @@ struct PreparedRequest {
   std::vector<std::vector<TokenId>> prompts;  // checked against vocabulary and context
   std::vector<int> max_tokens;                // one a prompt
   AnswerOptions answer;
-  bool parse_tools = false;
-  bool parallel_tool_calls = true;
+  OutputParserOptions output;  // of chat
 };
 
 // Thread-safe.

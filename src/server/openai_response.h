@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "core/request.h"
 #include "model/tokenizer.h"
-#include "server/tool_calls.h"
+#include "server/tool_formats.h"
 
 namespace elasticmoe::server {
 

@@ -60,6 +60,13 @@ AnswerOptions MakeAnswer(const ServingContext& context, const SamplingRequest& r
   return answer;
 }
 
+// The text of the last tokens of a prompt: as many as <think> may take, and white space behind it.
+std::string PromptEnd(const ServingContext& context, const std::vector<TokenId>& prompt) {
+  constexpr std::size_t kTokens = 16;
+  const std::span<const TokenId> ids(prompt);
+  return context.text.tokenizer->Decode(ids.last(std::min(kTokens, ids.size())), false);
+}
+
 ApiResult<void> CheckText(const ServingContext& context, const SamplingRequest& request) {
   if (context.text.tokenizer == nullptr && !request.stop.empty())
     return BadField("stop", "stop: this model has no tokenizer; use stop_token_ids");
@@ -81,8 +88,11 @@ ApiResult<PreparedRequest> PrepareChat(const ServingContext& context, const Http
   out.prompts.push_back(std::move(prompt));
   out.max_tokens = {max_tokens};
   out.answer = MakeAnswer(context, chat, "chatcmpl-" + request.id, std::move(model));
-  out.parse_tools = !chat.chat.tools.is_null();
-  out.parallel_tool_calls = chat.parallel_tool_calls;
+  const OutputFormat& format = context.options.output;
+  out.output = {.open_reasoning = OpensReasoning(format, PromptEnd(context, out.prompts[0])),
+                .tools = chat.chat.tools,
+                .parallel = chat.parallel_tool_calls};
+  if (format.NeedsSpecialTokens(!chat.chat.tools.is_null())) chat.skip_special_tokens = false;
   out.sampling = std::move(chat);
   return out;
 }

@@ -1,12 +1,12 @@
 #include "server/tool_calls.h"
 
+#include <algorithm>
+
 #include "server/stop_matcher.h"
 
 namespace elasticmoe::server {
 namespace {
 
-constexpr std::string_view kOpen = "<tool_call>";
-constexpr std::string_view kClose = "</tool_call>";
 constexpr std::string_view kSpace = " \t\r\n";
 
 }  // namespace
@@ -22,21 +22,39 @@ void ToolCallParser::Content(std::string_view text, Output& out) {
   space_ = text.substr(last + 1);
 }
 
-bool ToolCallParser::Call(std::string_view text, Output& out) {
-  auto parsed = ParseJson(text);
-  if (!parsed || !parsed->is_object()) return false;
-  const auto name = parsed->find("name");
-  if (name == parsed->end() || !name->is_string()) return false;
-  auto arguments = parsed->find("arguments");
-  if (arguments == parsed->end()) arguments = parsed->find("parameters");
-  ToolCall call{.name = name->get<std::string>(), .arguments = "{}"};
-  if (arguments != parsed->end())
-    call.arguments = arguments->is_string() ? arguments->get<std::string>() : DumpJson(*arguments);
+bool ToolCallParser::Calls(std::string_view text, Output& out) {
+  auto calls = ReadToolCalls(format_, text, tools_);
+  if (calls.empty()) return false;
   space_.clear();
-  if (parallel_ || count_ == 0) {
+  for (ToolCall& call : calls) {
+    if (!parallel_ && count_ > 0) break;
     out.calls.push_back(std::move(call));
     ++count_;
   }
+  return true;
+}
+
+bool ToolCallParser::NextTag(Output& out) {
+  std::size_t at = held_.npos, keep = 0;
+  std::string_view tag;
+  const auto look = [&](std::string_view candidate) {
+    if (candidate.empty()) return;
+    if (const auto found = held_.find(candidate); found < at) {
+      at = found;
+      tag = candidate;
+    }
+    keep = std::max(keep, PartialSuffix(held_, candidate));
+  };
+  look(tags_.open);
+  for (const std::string_view silent : tags_.silent) look(silent);
+  if (at == held_.npos) {
+    Content(std::string_view(held_).substr(0, held_.size() - keep), out);
+    held_.erase(0, held_.size() - keep);
+    return false;
+  }
+  Content(std::string_view(held_).substr(0, at), out);
+  held_.erase(0, at + tag.size());
+  inside_ = tag == tags_.open;
   return true;
 }
 
@@ -45,22 +63,17 @@ ToolCallParser::Output ToolCallParser::Add(std::string_view text) {
   held_ += text;
   for (;;) {
     if (!inside_) {
-      const auto open = held_.find(kOpen);
-      if (open == held_.npos) {
-        const std::size_t keep = PartialSuffix(held_, kOpen);
-        Content(std::string_view(held_).substr(0, held_.size() - keep), out);
-        held_.erase(0, held_.size() - keep);
-        return out;
-      }
-      Content(std::string_view(held_).substr(0, open), out);
-      held_.erase(0, open + kOpen.size());
-      inside_ = true;
+      if (!NextTag(out)) return out;
+      continue;
     }
-    const auto close = held_.find(kClose);
+    // A call without a closing tag ends where the next begins.
+    const std::string_view end = tags_.close.empty() ? tags_.open : tags_.close;
+    const auto close = held_.find(end);
     if (close == held_.npos) return out;
-    if (!Call(std::string_view(held_).substr(0, close), out))
-      Content(std::string(kOpen) + held_.substr(0, close + kClose.size()), out);
-    held_.erase(0, close + kClose.size());
+    const std::size_t taken = tags_.close.empty() ? close : close + end.size();
+    if (!Calls(std::string_view(held_).substr(0, close), out))
+      Content(std::string(tags_.open) + held_.substr(0, taken), out);
+    held_.erase(0, taken);
     inside_ = false;
   }
 }
@@ -69,7 +82,7 @@ ToolCallParser::Output ToolCallParser::Finish() {
   Output out;
   if (inside_) {
     // A stop id may come in place of the closing tag.
-    if (!Call(held_, out)) Content(std::string(kOpen) + held_, out);
+    if (!Calls(held_, out)) Content(std::string(tags_.open) + held_, out);
   } else {
     Content(held_, out);
   }

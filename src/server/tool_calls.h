@@ -1,5 +1,5 @@
-// Tool calls in the text of Qwen and Hermes style models: <tool_call>{"name": ..., "arguments":
-// {...}}</tool_call>. Text in pieces goes in; content and whole calls come out. Pure.
+// Tool calls in the text of a model: found by their tags and read by their format. Text in pieces goes in;
+// content and whole calls come out, the same wherever the text was cut. Pure.
 #pragma once
 
 #include <string>
@@ -7,17 +7,16 @@
 #include <vector>
 
 #include "base/json.h"
+#include "server/tool_formats.h"
 
 namespace elasticmoe::server {
 
-struct ToolCall {
-  std::string name;
-  std::string arguments;  // JSON text
-};
-
 class ToolCallParser {
  public:
-  explicit ToolCallParser(bool parallel) : parallel_(parallel) {}  // !parallel: only the first call counts
+  // !parallel: only the first call counts. `tools`: those of the request, which say of some formats whether
+  // an argument is a string; may be null.
+  ToolCallParser(ToolFormat format, bool parallel, Json tools)
+      : tags_(TagsOf(format)), format_(format), parallel_(parallel), tools_(std::move(tools)) {}
 
   struct Output {
     std::string content;
@@ -32,9 +31,15 @@ class ToolCallParser {
 
  private:
   void Content(std::string_view text, Output& out);
-  bool Call(std::string_view text, Output& out);
+  // The text between the tags as calls; false where it is none.
+  bool Calls(std::string_view text, Output& out);
+  // Gives out what lies before the next tag and takes that away; false where none is there yet.
+  bool NextTag(Output& out);
 
+  const ToolTags& tags_;
+  ToolFormat format_;
   bool parallel_;
+  Json tools_;
   bool inside_ = false;
   int count_ = 0;
   std::string held_;   // a part of a tag, or the call so far

@@ -12,7 +12,7 @@ struct Outcome {
 };
 
 Outcome Feed(std::string_view text, std::size_t piece, bool parallel = true) {
-  ToolCallParser parser(parallel);
+  ToolCallParser parser(ToolFormat::kHermes, parallel, nullptr);
   Outcome out;
   const auto take = [&](const ToolCallParser::Output& part) {
     out.content += part.content;

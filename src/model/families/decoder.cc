@@ -52,9 +52,6 @@ Status ReadAttention(const ConfigReader& config, core::ModelSpec& spec) {
 }  // namespace
 
 Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec) {
-  if (const Json* quantization = config.Find("quantization_config"))
-    return Fail(ErrorCode::kUnimplemented,
-                "quantization_config={} (supported: none; use the bf16 checkpoint)", Shown(*quantization));
   EM_RETURN_IF_ERROR(config.Only("hidden_act", "silu"));
   EM_ASSIGN_OR_RETURN(spec.vocab, config.Int("vocab_size", 1, kMaxVocab));
   EM_ASSIGN_OR_RETURN(spec.hidden, config.Int("hidden_size", 1, kMaxHidden));

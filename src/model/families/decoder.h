@@ -26,8 +26,8 @@ inline constexpr int kMaxExperts = 1 << 12;
 inline constexpr int kMaxLayerExperts = 1 << 16;  // layers * experts: bounds the number of tensors
 
 // Fills vocab, hidden, max_positions, rms_eps, attention, eos_ids and as many layers (dense, no width yet)
-// as config says. Refuses with kUnimplemented what no family here has: quantised weights, scaled or partial
-// RoPE, an activation that is not silu.
+// as config says. Refuses with kUnimplemented what no family here has: scaled or partial RoPE, an
+// activation that is not silu.
 Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec);
 
 // experts and top_k from the key of that name. REQUIRES: spec.layers is filled.

@@ -6,10 +6,13 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include "base/file.h"
 #include "base/json.h"
+#include "model/gguf/tokenizer.h"
 #include "model/tokenizer.h"
+#include "model/tokenizer/tokenizer_config.h"
 
 namespace elasticmoe::model {
 namespace {
@@ -21,8 +24,7 @@ std::string Streamed(const Tokenizer& tokenizer, const std::vector<TokenId>& ids
   return text + stream.Finish();
 }
 
-void ExpectGoldens(const std::filesystem::path& directory, const std::string& name) {
-  const auto tokenizer = Tokenizer::FromDirectory(directory);
+void ExpectGoldens(const Expected<std::unique_ptr<Tokenizer>>& tokenizer, const std::string& name) {
   ASSERT_TRUE(tokenizer) << tokenizer.error().message;
   ASSERT_NE(*tokenizer, nullptr);
   const Tokenizer& t = **tokenizer;
@@ -49,7 +51,7 @@ void ExpectGoldens(const std::filesystem::path& directory, const std::string& na
 }
 
 TEST(BundledTokenizer, EqualsTheRustLibraryOnAllGoldens) {
-  ExpectGoldens(ELASTICMOE_MODELS "/demo", "demo");
+  ExpectGoldens(Tokenizer::FromDirectory(ELASTICMOE_MODELS "/demo"), "demo");
 }
 
 // Small tokenizers made for one path each (tools/make_tokenizer_fixtures.mjs).
@@ -87,7 +89,33 @@ TEST_P(RealTokenizers, EqualTheRustLibraryOnAllGoldens) {
     GTEST_SKIP() << "set ELASTICMOE_TOKENIZERS to the folder of tools/fetch_tokenizers.sh";
   const auto directory = std::filesystem::path(folder) / GetParam();
   if (!std::filesystem::exists(directory)) GTEST_SKIP() << "no " << directory;
-  ExpectGoldens(directory, GetParam());
+  ExpectGoldens(Tokenizer::FromDirectory(directory), GetParam());
+}
+
+// Written as GGUF metadata and read back.
+TEST_P(RealTokenizers, KeepTheirGoldensInGguf) {
+  const char* folder = std::getenv("ELASTICMOE_TOKENIZERS");
+  if (folder == nullptr)
+    GTEST_SKIP() << "set ELASTICMOE_TOKENIZERS to the folder of tools/fetch_tokenizers.sh";
+  const auto directory = std::filesystem::path(folder) / GetParam();
+  if (!std::filesystem::exists(directory)) GTEST_SKIP() << "no " << directory;
+  auto json = ReadTokenizerJson(ReadFile(directory / "tokenizer.json").value());
+  ASSERT_TRUE(json) << json.error().message;
+  const auto config = ReadTokenizerConfigFiles(directory);
+  ASSERT_TRUE(config) << config.error().message;
+  GgufWriter writer;
+  constexpr int kVocab = 260'000;
+  const auto written = WriteGgufTokenizer(*std::move(json), *config, kVocab, writer);
+  if (std::string_view(GetParam()) == "llama2") {  // sentencepiece's scores are not in tokenizer.json
+    EXPECT_EQ(written.error().code, ErrorCode::kUnimplemented);
+    return;
+  }
+  ASSERT_TRUE(written) << written.error().message;
+  const std::string bytes = writer.Header();
+  const auto path = std::filesystem::path(testing::TempDir()) / fmt::format("elasticmoe-{}.gguf", GetParam());
+  std::ofstream(path, std::ios::binary) << bytes;
+  ExpectGoldens(Tokenizer::FromGguf(path), GetParam());
+  std::filesystem::remove(path);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, RealTokenizers,

@@ -5,6 +5,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/file.h"
 #include "model/tokenizer/unicode.h"
 
 namespace elasticmoe::model {
@@ -175,10 +176,18 @@ Expected<TokenizerConfig> ReadTokenizerConfig(const PlainJson& tokenizer, const 
   return out;
 }
 
-Expected<std::string> WithChatTemplate(std::string_view config_json, std::string_view source) {
-  EM_ASSIGN_OR_RETURN(PlainJson config, ReadPlainJson(config_json, "tokenizer_config.json"));
-  config["chat_template"] = RepairUtf8(source);
-  return config.dump();
+Expected<PlainJson> ReadTokenizerConfigFiles(const std::filesystem::path& directory) {
+  std::error_code code;
+  std::string text;
+  if (std::filesystem::exists(directory / "tokenizer_config.json", code)) {
+    EM_ASSIGN_OR_RETURN(text, ReadFile(directory / "tokenizer_config.json"));
+  }
+  EM_ASSIGN_OR_RETURN(PlainJson config, ReadPlainJson(text, "tokenizer_config.json"));
+  if (std::filesystem::exists(directory / "chat_template.jinja", code)) {
+    EM_ASSIGN_OR_RETURN(const std::string source, ReadFile(directory / "chat_template.jinja"));
+    config["chat_template"] = RepairUtf8(source);
+  }
+  return config;
 }
 
 }  // namespace elasticmoe::model

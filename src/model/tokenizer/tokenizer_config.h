@@ -3,6 +3,7 @@
 #pragma once
 
 #include <deque>
+#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -27,7 +28,8 @@ struct TokenizerConfig {
 Expected<TokenizerConfig> ReadTokenizerConfig(const PlainJson& tokenizer, const PlainJson& config,
                                               const Bpe& bpe);
 
-// The text of a tokenizer_config.json ("" = none) with its chat_template replaced.
-Expected<std::string> WithChatTemplate(std::string_view config_json, std::string_view source);
+// tokenizer_config.json of a directory (an empty object without one), with the template that has a file of
+// its own (chat_template.jinja) in place of the one in it. Blocking I/O.
+Expected<PlainJson> ReadTokenizerConfigFiles(const std::filesystem::path& directory);
 
 }  // namespace elasticmoe::model

@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "model/gguf/gguf.h"
 #include "runtime/channel.h"
 #include "runtime/hmm/memory_owner.h"
 #include "runtime/process.h"
@@ -225,6 +226,8 @@ std::string HmmFingerprint(const HmmOptions& options) {
   for (const auto& entry : std::filesystem::directory_iterator(canonical, code))
     if (entry.path().extension() == ".safetensors" || entry.path().filename() == "config.json")
       files.push_back(entry.path());
+  if (model::IsGgufPath(canonical))
+    if (auto gguf = model::OpenGguf(canonical)) files = std::move(gguf->files);
   std::sort(files.begin(), files.end());
   for (const auto& file : files) {
     hash = HashBytes(file.string(), hash);

@@ -15,8 +15,9 @@
 namespace elasticmoe::runtime {
 namespace {
 
-// Large enough for sequential disk speed, small enough to stay in the L2 cache between read and pack.
-constexpr std::uint64_t kSliceBytes = 1 << 20;
+// Values read at a time: large enough for sequential disk speed, small enough to stay in the L2 cache between
+// read, decoding and packing.
+constexpr std::uint64_t kSliceValues = 1 << 18;
 
 Status ReadAt(int fd, const std::filesystem::path& path, std::uint64_t offset, std::byte* out,
               std::uint64_t bytes) {
@@ -67,38 +68,34 @@ Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLay
   std::mutex mutex;
   Status failure;
 
-  const auto load_tensor = [&](const model::TensorSource& source, std::vector<std::byte>& buffer) -> Status {
+  const auto read = [&](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
+    return ReadAt(files[file].get(), checkpoint.files[file], offset, out, bytes);
+  };
+  const auto load_tensor = [&](const model::TensorSource& source, model::RowReader& reader) -> Status {
     const compute::TensorPlace& place = layout.Place(source.tensor.role, source.tensor.layer);
     std::byte* blob = IsExpert(source.tensor.role)
                           ? target.expert(moe_index[source.tensor.layer], source.tensor.expert)
                           : target.shared;
-    const std::uint64_t row_bytes = std::uint64_t(place.k) * BytesOf(source.type);
+    const std::uint64_t row_bytes = model::EncodedBytes(source.encoding, place.k);
     EM_CHECK(row_bytes * place.n == source.bytes, "tensor={} bytes={}", source.tensor.name, source.bytes);
-    const std::uint64_t slice_rows = std::clamp<std::uint64_t>(kSliceBytes / row_bytes, 1, place.n);
-    buffer.resize(slice_rows * row_bytes);
+    const std::uint64_t slice_rows = std::clamp<std::uint64_t>(kSliceValues / place.k, 1, place.n);
     for (std::uint64_t row = 0; row < std::uint64_t(place.n); row += slice_rows) {
       const std::uint64_t rows = std::min<std::uint64_t>(slice_rows, place.n - row);
-      EM_RETURN_IF_ERROR(ReadAt(files[source.file].get(), checkpoint.files[source.file],
-                                source.offset + row * row_bytes, buffer.data(), rows * row_bytes));
-      if (place.packed) {
-        compute::PackRows(buffer.data(), source.type, place.row_begin + static_cast<int>(row),
-                          static_cast<int>(rows), place.k,
-                          reinterpret_cast<compute::Bf16*>(blob + place.offset));
-      } else {
-        compute::ConvertToFloat(
-            buffer.data(), source.type, rows * place.k,
-            reinterpret_cast<float*>(blob + place.offset) + (place.row_begin + row) * place.k);
-      }
+      EM_ASSIGN_OR_RETURN(const model::PlainRows values, reader.Read(source, place.k, row, rows));
+      compute::TensorPlace part = place;
+      part.row_begin += static_cast<int>(row);
+      part.n = static_cast<int>(rows);
+      compute::PackTensor(part, values.data, values.type, blob);
       loaded_bytes.fetch_add(rows * row_bytes, std::memory_order_relaxed);
     }
     return {};
   };
   const auto run = [&] {
-    std::vector<std::byte> buffer;
+    model::RowReader reader(read);
     for (;;) {
       const std::size_t index = next.fetch_add(1);
       if (index >= checkpoint.tensors.size()) return;
-      if (Status status = load_tensor(checkpoint.tensors[index], buffer); !status) {
+      if (Status status = load_tensor(checkpoint.tensors[index], reader); !status) {
         const std::scoped_lock lock(mutex);
         if (failure) failure = std::move(status);
         next.store(checkpoint.tensors.size());

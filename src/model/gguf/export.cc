@@ -1,0 +1,233 @@
+#include "model/gguf/export.h"
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <optional>
+#include <system_error>
+#include <vector>
+
+#include "base/file.h"
+#include "model/checkpoint.h"
+#include "model/gguf/gguf.h"
+#include "model/gguf/names.h"
+#include "model/gguf/tokenizer.h"
+#include "model/gguf/writer.h"
+#include "model/tokenizer/tokenizer_config.h"
+
+namespace elasticmoe::model {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::uint64_t kSliceValues = 1 << 20;
+
+// general.file_type
+std::uint32_t FileType(Encoding encoding) {
+  switch (encoding) {
+    case Encoding::kF32:
+      return 0;
+    case Encoding::kF16:
+      return 1;
+    case Encoding::kQ4_0:
+      return 2;
+    case Encoding::kQ8_0:
+      return 7;
+    default:
+      return 32;  // bf16
+  }
+}
+
+bool IsMatrix(TensorRole role, const std::vector<std::int64_t>& shape) {
+  return shape.size() == 2 && role != TensorRole::kRouter;
+}
+
+// The tensors of one entry of the file: one, or an expert's matrix of each expert in their order.
+using Parts = std::vector<const TensorSource*>;
+
+class Exporter {
+ public:
+  Exporter(const ExportGgufOptions& options, Checkpoint checkpoint, const GgufArchitecture& architecture)
+      : options_(options), checkpoint_(std::move(checkpoint)), architecture_(architecture) {}
+
+  Expected<ExportedGguf> Run() {
+    AddMetadata();
+    EM_RETURN_IF_ERROR(AddTokenizer());
+    EM_RETURN_IF_ERROR(AddTensors());
+    EM_RETURN_IF_ERROR(CheckSpace());
+    for (const fs::path& path : checkpoint_.files) {
+      streams_.emplace_back(path, std::ios::binary);
+      if (!streams_.back())
+        return Fail(ErrorCode::kUnavailable, "opening {}: check its permissions", path.string());
+    }
+    EM_RETURN_IF_ERROR(writer_.Write(options_.out, [&](std::size_t i, const GgufWriter::Append& append) {
+      return Fill(writer_.Tensors()[i], parts_[i], append);
+    }));
+    return ExportedGguf{writer_.Header().size() + writer_.DataBytes(), writer_.Tensors().size()};
+  }
+
+ private:
+  void AddMetadata() {
+    const core::ModelSpec& spec = checkpoint_.spec;
+    const std::string arch(architecture_.name);
+    const auto count = [&](const char* key, int value) {
+      writer_.Add(arch + "." + key, static_cast<std::uint32_t>(value));
+    };
+    writer_.Add("general.architecture", arch);
+    writer_.Add("general.name", fs::weakly_canonical(options_.directory).filename().string());
+    writer_.Add("general.file_type", FileType(options_.encoding));
+    writer_.Add("general.quantization_version", std::uint32_t{2});
+    const GenerationDefaults& generation = checkpoint_.generation;
+    const auto sampling = [&](const char* key, std::optional<float> value) {
+      if (value) writer_.Add(std::string("general.sampling.") + key, *value);
+    };
+    sampling("temp", generation.temperature);
+    sampling("top_p", generation.top_p);
+    sampling("min_p", generation.min_p);
+    sampling("penalty_repeat", generation.repetition_penalty);
+    if (generation.top_k)
+      writer_.Add("general.sampling.top_k", static_cast<std::uint32_t>(*generation.top_k));
+    count("block_count", spec.LayerCount());
+    count("context_length", spec.max_positions);
+    count("embedding_length", spec.hidden);
+    count("attention.head_count", spec.attention.heads);
+    count("attention.head_count_kv", spec.attention.kv_heads);
+    count("attention.key_length", spec.attention.head_dim);
+    count("attention.value_length", spec.attention.head_dim);
+    count("rope.dimension_count", spec.attention.head_dim);
+    writer_.Add(arch + ".rope.freq_base", static_cast<float>(spec.attention.rope_theta));
+    writer_.Add(arch + ".attention.layer_norm_rms_epsilon", spec.rms_eps);
+    count("vocab_size", spec.vocab);
+    int dense_width = architecture_.width_is_experts ? spec.moe.expert_width : 0;
+    for (const core::LayerSpec& layer : spec.layers) dense_width = std::max(dense_width, layer.dense_width);
+    // Engines ask for it though a model of experts alone has none.
+    count("feed_forward_length", dense_width > 0 ? dense_width : spec.moe.expert_width);
+    if (spec.moe.experts == 0) return;
+    count("expert_count", spec.moe.experts);
+    count("expert_used_count", spec.moe.top_k);
+    if (!architecture_.width_is_experts) count("expert_feed_forward_length", spec.moe.expert_width);
+    writer_.Add(arch + ".expert_weights_norm", spec.moe.renormalize);
+  }
+
+  Status AddTokenizer() {
+    std::error_code code;
+    if (!fs::exists(options_.directory / "tokenizer.json", code)) {
+      writer_.Add("tokenizer.ggml.model", std::string("none"));
+      return {};
+    }
+    EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(options_.directory / "tokenizer.json"));
+    EM_ASSIGN_OR_RETURN(TokenizerJson json, ReadTokenizerJson(text));
+    EM_ASSIGN_OR_RETURN(const PlainJson config, ReadTokenizerConfigFiles(options_.directory));
+    if (auto status = WriteGgufTokenizer(std::move(json), config, checkpoint_.spec.vocab, writer_); !status)
+      return Within(options_.directory.string(), std::move(status.error()));
+    const auto& eos = checkpoint_.spec.eos_ids;
+    if (eos.size() > 1) writer_.Add("tokenizer.ggml.eot_token_id", static_cast<std::uint32_t>(eos[1]));
+    return {};
+  }
+
+  Status AddTensors() {
+    // Experts of a layer and role are one entry, in their order.
+    std::map<std::pair<TensorRole, int>, Parts> stacks;
+    for (const TensorSource& source : checkpoint_.tensors)
+      stacks[{source.tensor.role, source.tensor.layer}].push_back(&source);
+    for (auto& [key, parts] : stacks) {
+      std::ranges::sort(parts, {}, [](const TensorSource* source) { return source->tensor.expert; });
+      const TensorName& first = parts[0]->tensor;
+      const std::string name = GgufTensorName(first.role, first.layer);
+      if (name.empty()) return Fail(ErrorCode::kUnimplemented, "tensor {} has no name in GGUF", first.name);
+      std::vector<std::int64_t> shape = first.shape;
+      Encoding encoding = IsMatrix(first.role, shape) ? options_.encoding : Encoding::kF32;
+      if (shape.back() % BlockValues(encoding) != 0) encoding = Encoding::kF16;
+      if (IsExpertRole(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
+      writer_.AddTensor(name, std::move(shape), encoding);
+      parts_.push_back(std::move(parts));
+    }
+    return {};
+  }
+
+  Status CheckSpace() {
+    std::error_code code;
+    const fs::path parent = options_.out.has_parent_path() ? options_.out.parent_path() : fs::path(".");
+    const fs::space_info space = fs::space(parent, code);
+    if (code) return Fail(ErrorCode::kUnavailable, "writing {}: {}", options_.out.string(), code.message());
+    if (space.available < writer_.DataBytes())
+      return Fail(ErrorCode::kResourceExhausted, "writing {}: {} bytes needed (free={})",
+                  options_.out.string(), writer_.DataBytes(), space.available);
+    return {};
+  }
+
+  Status ReadAt(int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
+    std::ifstream& stream = streams_[static_cast<std::size_t>(file)];
+    stream.seekg(static_cast<std::streamoff>(offset));
+    stream.read(reinterpret_cast<char*>(out), static_cast<std::streamsize>(bytes));
+    if (!stream)
+      return Fail(ErrorCode::kDataLoss, "reading {}: {} bytes at {}; fetch it again",
+                  checkpoint_.files[file].string(), bytes, offset);
+    return {};
+  }
+
+  Status Fill(const GgufWriter::Tensor& tensor, const Parts& parts, const GgufWriter::Append& append) {
+    RowReader reader([this](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
+      return ReadAt(file, offset, out, bytes);
+    });
+    for (const TensorSource* source : parts) {
+      const auto k = static_cast<std::uint64_t>(source->tensor.shape.back());
+      std::uint64_t rows = 1;
+      for (const std::int64_t size : source->tensor.shape) rows *= static_cast<std::uint64_t>(size);
+      rows /= k;
+      const bool pairs = architecture_.rotary_pairs &&
+                         (source->tensor.role == TensorRole::kQ || source->tensor.role == TensorRole::kK);
+      const auto head_dim = static_cast<std::uint64_t>(checkpoint_.spec.attention.head_dim);
+      // Whole heads at a time where their rows change places.
+      const std::uint64_t unit = pairs ? head_dim : 1;
+      const std::uint64_t slice = std::max<std::uint64_t>(kSliceValues / k / unit, 1) * unit;
+      for (std::uint64_t row = 0; row < rows; row += slice) {
+        const std::uint64_t count = std::min(slice, rows - row);
+        EM_ASSIGN_OR_RETURN(const PlainRows plain, reader.Read(*source, k, row, count));
+        std::vector<float> values(count * k), ordered;
+        Decode(EncodingOf(plain.type), plain.data, values.size(), values.data());
+        if (pairs) {
+          const RowOrder order{.pairs_head_dim = static_cast<std::uint32_t>(head_dim)};
+          ordered.resize(values.size());
+          for (std::uint64_t i = 0; i < count; ++i)
+            std::copy_n(&values[i * k], k, &ordered[order.StoredRow(i) * k]);
+          values.swap(ordered);
+        }
+        std::string bytes;
+        Encode(tensor.encoding, values.data(), values.size(), bytes);
+        append(bytes);
+        done_bytes_ += bytes.size();
+        if (options_.progress) options_.progress(done_bytes_, writer_.DataBytes());
+      }
+    }
+    return {};
+  }
+
+  static Encoding EncodingOf(DType type) {
+    return type == DType::kBf16 ? Encoding::kBf16 : type == DType::kF16 ? Encoding::kF16 : Encoding::kF32;
+  }
+
+  const ExportGgufOptions& options_;
+  const Checkpoint checkpoint_;
+  const GgufArchitecture& architecture_;
+  GgufWriter writer_;
+  std::vector<Parts> parts_;  // one an entry of writer_
+  std::vector<std::ifstream> streams_;
+  std::uint64_t done_bytes_ = 0;
+};
+
+}  // namespace
+
+Expected<ExportedGguf> ExportGguf(const ExportGgufOptions& options) {
+  if (IsGgufPath(options.directory))
+    return Fail(ErrorCode::kInvalidArgument, "{} is a GGUF file already; give a Hugging Face directory",
+                options.directory.string());
+  EM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.directory));
+  const GgufArchitecture* architecture = FindGgufArchitectureOf(checkpoint.spec.family);
+  if (architecture == nullptr)
+    return Fail(ErrorCode::kUnimplemented, "{}: family {} cannot be written as GGUF (supported: {})",
+                options.directory.string(), checkpoint.spec.family, GgufArchitectureNames());
+  return Exporter(options, std::move(checkpoint), *architecture).Run();
+}
+
+}  // namespace elasticmoe::model

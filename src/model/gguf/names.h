@@ -1,0 +1,40 @@
+// What GGUF calls the architectures and tensors of the families here: the one table that reading and writing
+// share. Pure.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "model/family.h"
+
+namespace elasticmoe::model {
+
+// How an architecture of GGUF maps onto a family.
+struct GgufArchitecture {
+  std::string_view name;              // general.architecture
+  std::string_view model_type;        // config.json's
+  bool experts;                       // with expert_count > 0, else without; "llama" is both kinds
+  std::string_view experts_key;       // config.json's key of the number of experts
+  std::string_view expert_width_key;  // ... and of an expert's width
+  bool width_is_experts;              // feed_forward_length is an expert's width where nothing else says it
+  bool renormalize;                   // where expert_weights_norm is missing
+  bool rotary_pairs;                  // rows of q and k are ordered for rotation of neighbours (RowOrder)
+};
+
+// nullptr where the architecture is not known here.
+const GgufArchitecture* FindGgufArchitecture(std::string_view name, bool experts);
+const GgufArchitecture* FindGgufArchitectureOf(std::string_view model_type);
+
+// "qwen3moe, llama, ...", for errors.
+std::string GgufArchitectureNames();
+
+// "blk.3.attn_q.weight"; for an expert's matrix that of the stack of all experts, "blk.3.ffn_up_exps.weight".
+// "" where it has no name that is known here.
+std::string GgufTensorName(TensorRole role, int layer);
+
+// "blk.3.ffn_up.5.weight": how older files name an expert's matrix on its own.
+std::string GgufExpertName(TensorRole role, int layer, int expert);
+
+bool IsExpertRole(TensorRole role);
+
+}  // namespace elasticmoe::model
