@@ -2,6 +2,7 @@
 // own.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "cli/load_run.h"
 #include "cli/resize_rows.h"
 #include "cli/server_child.h"
+#include "runtime/vmm.h"
 
 namespace elasticmoe::cli {
 namespace {
@@ -107,6 +109,29 @@ LoadResult ClosedLoop(EventLoop& loop, HttpClient& client, LoadOptions load, int
   return LoadRun(loop, client, std::move(load)).Run();
 }
 
+// What a copy of weights into fresh memory can be: backed and copied in pieces as the HMM does it, by one
+// thread on an idle machine. Best of a few.
+Expected<double> CopyBandwidth() {
+  constexpr std::size_t kBytes = std::size_t{128} << 20, kPiece = std::size_t{8} << 20;
+  const runtime::PageKind pages = runtime::BestPageKind();
+  EM_ASSIGN_OR_RETURN(const runtime::Fd from_fd, runtime::CreateMemory("bench-from", kBytes, pages));
+  EM_ASSIGN_OR_RETURN(const runtime::Mapping from, runtime::Map(from_fd.get(), 0, kBytes, true));
+  EM_RETURN_IF_ERROR(runtime::Populate(from.data(), kBytes, pages));
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    EM_ASSIGN_OR_RETURN(const runtime::Fd to_fd, runtime::CreateMemory("bench-to", kBytes, pages));
+    EM_ASSIGN_OR_RETURN(const runtime::Mapping to, runtime::Map(to_fd.get(), 0, kBytes, true));
+    const auto start = std::chrono::steady_clock::now();
+    for (std::size_t at = 0; at < kBytes; at += kPiece) {
+      EM_RETURN_IF_ERROR(runtime::Populate(to.data() + at, kPiece, pages));
+      runtime::CopyPastCaches(to.data() + at, from.data() + at, kPiece);
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, kBytes / seconds);
+  }
+  return best;
+}
+
 // A server at the first size: what it can do, in requests a second.
 Expected<double> Capacity(const Options& options) {
   EM_ASSIGN_OR_RETURN(const auto server, StartServer(options));
@@ -169,6 +194,7 @@ class Resizer {
     run_.first_capacity_ms = Number(report, "first_capacity_ms");
     run_.total_ms = Number(report, "total_ms");
     run_.engine_pause_ms = Number(report, "pause_ms");
+    run_.copy_ms = Number(report, "copy_ms");
     run_.bytes_copied = static_cast<std::uint64_t>(Number(report, "bytes_copied"));
     if (state == "aborted")
       run_.error = answer->contains("error") && (*answer)["error"].is_string()
@@ -281,6 +307,12 @@ int Compare(const Options& options) {
   const auto reference = Undisturbed(options, requests);
   if (!reference) return Complain(kCommand, reference.error());
 
+  double copy_bandwidth = 0;
+  if (options.domain_per_device) {
+    const auto measured = CopyBandwidth();
+    if (!measured) return Complain(kCommand, measured.error());
+    copy_bandwidth = *measured;
+  }
   SloLimits slo = DefaultLimits(runs.front());
   if (options.slo_ttft_ms > 0) slo.ttft_ms = options.slo_ttft_ms;
   if (options.slo_tpot_ms > 0) slo.tpot_ms = options.slo_tpot_ms;
@@ -288,7 +320,7 @@ int Compare(const Options& options) {
   Json json_rows = Json::array();
   bool good = true;
   for (const ResizeRun& run : runs) {
-    rows.push_back(MakeRow(run, *reference, slo, window));
+    rows.push_back(MakeRow(run, *reference, slo, window, copy_bandwidth));
     json_rows.push_back(ToJson(rows.back()));
     good = good && rows.back().error.empty() && rows.back().tokens_identical;
   }
@@ -297,6 +329,7 @@ int Compare(const Options& options) {
                      {"to", options.to},
                      {"domain_per_device", options.domain_per_device},
                      {"rate", rate},
+                     {"copy_bytes_per_s", copy_bandwidth},
                      {"window_s", static_cast<double>(window) * 1e-9},
                      {"slo_ttft_ms", slo.ttft_ms.value_or(0)},
                      {"slo_tpot_ms", slo.tpot_ms.value_or(0)},
@@ -307,7 +340,12 @@ int Compare(const Options& options) {
       options.from, options.to, options.domain_per_device ? " (a memory domain each)" : "", options.model,
       rate, options.input_tokens, options.output_tokens, rows.front().step_ms,
       static_cast<double>(window) * 1e-9, slo.ttft_ms.value_or(0), slo.tpot_ms.value_or(0));
-  return Finish(options, json, title + ToTable(rows), good);
+  std::string copies;
+  for (const ResizeRow& row : rows)
+    if (row.copy_ratio > 0)
+      copies += fmt::format("  {}: copied in {:.0f} ms, {:.2f} times what {:.2f} GB/s take\n", row.strategy,
+                            row.copy_ms, row.copy_ratio, copy_bandwidth / 1e9);
+  return Finish(options, json, title + ToTable(rows) + copies, good);
 }
 
 // Grows and shrinks again and again under load: what must not grow is what the server takes of the machine.

@@ -72,7 +72,7 @@ SloLimits DefaultLimits(const ResizeRun& run) {
 }
 
 ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const SloLimits& slo,
-                  TimeNs window_ns) {
+                  TimeNs window_ns, double copy_bytes_per_s) {
   ResizeRow row;
   row.strategy = run.strategy;
   row.error = run.error;
@@ -81,6 +81,9 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
   row.total_ms = run.total_ms;
   row.engine_pause_ms = run.engine_pause_ms;
   row.bytes_copied = run.bytes_copied;
+  row.copy_ms = run.copy_ms;
+  if (copy_bytes_per_s > 0 && run.bytes_copied > 0)
+    row.copy_ratio = run.copy_ms / (1e3 * static_cast<double>(run.bytes_copied) / copy_bytes_per_s);
   const std::vector<TimeNs> times = TokenTimes(run.load);
   TimeNs last_due = 0;
   std::vector<double> gaps;
@@ -139,6 +142,8 @@ Json ToJson(const ResizeRow& row) {
           {"after_throughput_ratio", row.after_throughput_ratio},
           {"peak_memory_ratio", row.peak_memory_ratio},
           {"bytes_copied", row.bytes_copied},
+          {"copy_ms", row.copy_ms},
+          {"copy_ratio", row.copy_ratio},
           {"slo_attainment", row.slo_attainment},
           {"tokens_identical", row.tokens_identical}};
 }

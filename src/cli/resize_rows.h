@@ -22,6 +22,7 @@ struct ResizeRun {
   TimeNs done_ns = 0;   // and reported as over
   double scaling_latency_ms = 0, first_capacity_ms = 0, total_ms = 0;
   double engine_pause_ms = 0;  // longest time between two steps, as the server says
+  double copy_ms = 0;          // it spent on copies between domains
   std::uint64_t bytes_copied = 0;
   std::vector<MemorySample> memory;  // `at` after the load's start, too
 };
@@ -39,6 +40,9 @@ struct ResizeRow {
   double after_throughput_ratio = 0;  // in the last second of the load
   double peak_memory_ratio = 0;       // over the larger of before and after
   std::uint64_t bytes_copied = 0;
+  double copy_ms = 0;
+  double copy_ratio =
+      0;  // of what a plain loop on an idle machine takes for so many bytes; 0 = nothing copied
   double slo_attainment = 0;     // share of all requests
   bool tokens_identical = true;  // of all whole answers, with those of the undisturbed run
 };
@@ -51,8 +55,9 @@ using ReferenceTokens = std::vector<std::vector<TokenId>>;
 SloLimits DefaultLimits(const ResizeRun& run);
 
 // `window_ns` is the same for all rows: what is compared is the service over the same time.
+// `copy_bytes_per_s`: of that loop.
 ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const SloLimits& slo,
-                  TimeNs window_ns);
+                  TimeNs window_ns, double copy_bytes_per_s = 0);
 
 Json ToJson(const ResizeRow& row);
 // Aligned, with scaling latencies as ratios to cold-restart's, where that is among the rows.

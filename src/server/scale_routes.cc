@@ -80,6 +80,7 @@ Json Operation(const core::ResizeReport& report) {
         {"stages_committed", report.stages_committed},
         {"bytes_remapped", report.bytes_remapped},
         {"bytes_copied", report.bytes_copied},
+        {"copy_ms", static_cast<double>(report.copy_ns) / 1e6},
         {"refused", report.refused},
         {"failed", report.failed}}}};
   Json peaks = Json::array();  // weights, as planned before anything began

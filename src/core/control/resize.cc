@@ -79,6 +79,7 @@ void ResizeMachine::Step(TimeNs now, const ResizeEvent& event, std::vector<Resiz
               std::max(operation_->report.longest_step_gap, e.longest_step_gap);
           operation_->report.refused += e.refused;
           operation_->report.failed += e.failed;
+          operation_->report.copy_ns += e.copy_ns;
         }
       },
       event);

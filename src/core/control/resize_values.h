@@ -55,6 +55,7 @@ struct ResizeReport {
   std::uint64_t bytes_copied = 0;
   std::vector<DomainPeak> domain_peaks;  // stated before anything starts
   std::vector<DevicePeak> device_peaks;
+  TimeNs copy_ns = 0;  // spent on copies between domains
   TimeNs longest_step_gap = 0;
   int refused = 0;
   int failed = 0;
@@ -87,6 +88,7 @@ struct TrafficEvent {  // since the last one
   TimeNs longest_step_gap = 0;
   int refused = 0;
   int failed = 0;
+  TimeNs copy_ns = 0;
 };
 using ResizeEvent = std::variant<CommandEvent, CancelEvent, TickEvent, AnswerEvent, WorkerDiedEvent,
                                  WorkerRecoveredEvent, FirstTokenEvent, TrafficEvent>;

@@ -15,6 +15,7 @@ namespace {
 constexpr std::chrono::milliseconds kPoll{2};
 constexpr std::chrono::seconds kMovePatience{2};  // without any sequence that leaves
 constexpr std::uint64_t kFirstKvPart = 8;         // a new device starts with so small a part of its KV memory
+constexpr std::uint64_t kFirstKvPartOfDomain = 4;  // where others' memory is of no use to it
 
 }  // namespace
 
@@ -31,6 +32,12 @@ void ElasticEngine::Observe(const core::ResizeEvent& event) {
 core::Placement ElasticEngine::PlacementNow() const {
   const std::scoped_lock lock(mutex_);
   return published_placement_;
+}
+
+TimeNs ElasticEngine::TakeCopyTime() {
+  const TimeNs spent = peers_->totals().elapsed_ns - copy_ns_reported_;
+  copy_ns_reported_ += spent;
+  return spent;
 }
 
 TimeNs ElasticEngine::TakeLongestGap() {
@@ -301,10 +308,10 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
   const std::uint64_t all_experts = std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts;
   for (const DeviceId member : placement.members()) {
     if (instances_->PidOf(member) > 0) continue;
-    // A device brings its KV memory along. In a domain that has KV already, most of it comes later.
+    // A device brings its KV memory along, most of it later: clearing it takes time.
     const std::uint64_t wanted = KvChunksWanted(all_experts);
-    const std::uint64_t first =
-        options_.domain_per_device ? wanted : std::max<std::uint64_t>(1, wanted / kFirstKvPart);
+    const std::uint64_t first = std::max<std::uint64_t>(
+        1, wanted / (options_.domain_per_device ? kFirstKvPartOfDomain : kFirstKvPart));
     const std::string lane = fmt::format("device {}", member);
     EM_RETURN_IF_ERROR(Traced("KV memory", lane, {{"chunks", first}},
                               [&] { return SetKv(member, std::max(first, kv_chunks_of_[member])); }));

@@ -102,6 +102,7 @@ class ElasticEngine : public Engine {
   void SetTrace(ResizeTrace* trace) { trace_ = trace; }
   core::Placement PlacementNow() const;
   TimeNs TakeLongestGap();  // between two steps while requests were there, since the last call
+  TimeNs TakeCopyTime();    // between domains, since the last call
   Status EnsureStandby();
   // Copies what is to be copied, attaches new members, has all members find their experts.
   Status PrepareStage(const core::PlanStage& stage, const std::stop_token& stop);
@@ -188,6 +189,7 @@ class ElasticEngine : public Engine {
   std::atomic<int> standby_count_{0};
   // The controller's thread uses these.
   ResizeTrace* trace_ = nullptr;
+  TimeNs copy_ns_reported_ = 0;
   std::optional<PeerCopies> peers_;
   std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
   std::chrono::steady_clock::time_point vacating_since_;

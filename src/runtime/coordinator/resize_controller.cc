@@ -9,7 +9,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr std::string_view kDrain = "drain";
-constexpr int kFitPause = 9;  // times as long as a piece of work on KV memory took
+constexpr int kFitPause = 9;                    // times as long as a piece of work on KV memory took
 constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
 
 TimeNs Now() {
@@ -196,7 +196,7 @@ void ResizeController::Execute(const core::ResizeAction& action, const std::stop
                           Json args = {}) {
     if (!status) args["error"] = status.error().message;
     trace_.Add({std::move(name), std::move(lane), begin, Now(), std::move(args)});
-    Feed(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0});
+    Feed(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0, engine_.TakeCopyTime()});
     Feed(core::AnswerEvent{ticket, ErrorOf(std::move(status))});
   };
   if (const auto* a = std::get_if<core::ProvisionDevice>(&action)) {
