@@ -229,6 +229,12 @@ TEST(StatusView, ShowsRatesAndDevicesAndToleratesWhatIsMissing) {
   EXPECT_THAT(text, HasSubstr("epoch 4, desired 2"));
   EXPECT_THAT(text, HasSubstr("active  1.5 KiB"));
   EXPECT_THAT(text, Not(HasSubstr("rows")));
+  state.cluster = *ParseJson(
+      R"({"epoch":4,"replicas":1,"desired":2,"active":2,"max_devices":4,"kv_blocks":81800000,"kv_usage":0.5,
+          "operation":{"state":"preparing","phase":"preparing","progress":0.25}})");
+  text = RenderStatus(state, std::nullopt);
+  EXPECT_THAT(text, HasSubstr("\n          kv"));  // goes on in the next line, below its label
+  EXPECT_THAT(text, HasSubstr("resize    preparing 25 %\n"));
   state.cluster = Json{{"devices", 3}};
   EXPECT_THAT(RenderStatus(state, std::nullopt), HasSubstr("devices 3\n"));
 }

@@ -1,6 +1,7 @@
 #include "cli/openai_answer.h"
 
 #include <algorithm>
+#include <cctype>
 #include <limits>
 
 namespace elasticmoe::cli {
@@ -87,6 +88,12 @@ std::string ServerMessage(int status, std::string_view body) {
   const std::string_view line =
       body.substr(0, std::min({body.find_first_of("\r\n"), body.size(), std::size_t{200}}));
   return line.empty() ? fmt::format("HTTP {}", status) : fmt::format("{} (HTTP {})", line, status);
+}
+
+bool IsPlainId(std::string_view id) {
+  return !id.empty() && std::ranges::all_of(id, [](unsigned char c) {
+    return std::isalnum(c) || c == '-' || c == '_' || c == '.';
+  });
 }
 
 }  // namespace elasticmoe::cli

@@ -41,4 +41,7 @@ const Json* FindField(const Json& json, std::string_view key);
 std::string StringField(const Json& json, std::string_view key, std::string fallback = "");
 double NumberField(const Json& json, std::string_view key, double fallback = 0);
 
+// Whether a server's id of an operation may become a part of a path.
+bool IsPlainId(std::string_view id);
+
 }  // namespace elasticmoe::cli

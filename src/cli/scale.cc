@@ -3,7 +3,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -44,13 +43,6 @@ std::string NewUuid() {
 
 bool IsEnd(const std::string& state) {
   return state == "done" || state == "aborted" || state == "failed" || state == "cancelled";
-}
-
-// The server's id of an operation becomes a part of a path.
-bool IsPlainId(const std::string& id) {
-  return !id.empty() && std::ranges::all_of(id, [](unsigned char c) {
-    return std::isalnum(c) || c == '-' || c == '_' || c == '.';
-  });
 }
 
 std::string Bar(double progress) {
@@ -165,7 +157,9 @@ int Close(const Json& operation, const Options& options) {
   const Json* report = FindField(operation, "report");
   if (report != nullptr && report->is_object())
     for (const auto& [key, value] : report->items())
-      if (value.is_primitive() && !value.is_null()) std::fputs(ReportLine(key, value).c_str(), stdout);
+      if (value.is_primitive() && !value.is_null() &&
+          !(key == "first_capacity_ms" && value == 0))  // no token of a new device yet
+        std::fputs(ReportLine(key, value).c_str(), stdout);
   if (state == "done") {
     std::printf("now on %d device%s\n", options.devices, options.devices == 1 ? "" : "s");
     return 0;
@@ -226,7 +220,9 @@ void RegisterScale(CLI::App& app, Action& action) {
       "  elasticmoe scale 2 --remove 1,3          these two leave\n"
       "  elasticmoe scale 3 --no-wait             print the operation's id and leave\n"
       "  elasticmoe scale 4 --trace resize.json   what happened when, for https://ui.perfetto.dev\n"
-      "\nCtrl-C cancels the operation; the server then stays as it was after its last commit.");
+      "\nCtrl-C cancels the operation; the server then stays as it was after its last commit.\n"
+      "Exit status: 0 done (with --no-wait: accepted), 1 refused, failed or cancelled, 130 left to the "
+      "server.");
   AddServerFlags(*sub, options->server);
   sub->add_option("devices", options->devices, "How many")->required()->check(CLI::Range(1, 65536));
   sub->add_option("--remove", options->remove, "Devices that leave, separated by commas")

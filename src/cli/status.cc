@@ -28,7 +28,9 @@ struct Options {
 Expected<ServerState> Read(EventLoop& loop, HttpClient& client, const Options& options) {
   ServerState state;
   state.url = options.server.url;
-  const auto get = [](const char* target) { return HttpRequest{.target = target, .timeout_ns = kTimeoutNs}; };
+  const auto get = [](std::string target) {
+    return HttpRequest{.target = std::move(target), .timeout_ns = kTimeoutNs};
+  };
   auto health = CallJson(client, get("/health"));
   state.at_ns = loop.Now();
   // Any answer is a server's; some say "ok" in plain text.
@@ -48,6 +50,10 @@ Expected<ServerState> Read(EventLoop& loop, HttpClient& client, const Options& o
   if (auto page = client.Fetch(get("/metrics")); page && page->status == 200)
     if (auto metrics = ParsePrometheusText(page->body)) state.metrics = *std::move(metrics);
   if (auto cluster = CallJson(client, get("/v1/cluster"))) state.cluster = *std::move(cluster);
+  // The cluster names the operation that runs; what it does is told elsewhere.
+  if (const std::string id = StringField(state.cluster, "operation"); IsPlainId(id))
+    if (auto operation = CallJson(client, get("/v1/scale/" + id)))
+      state.cluster["operation"] = *std::move(operation);
   return state;
 }
 
@@ -121,7 +127,7 @@ void RegisterStatus(CLI::App& app, Action& action) {
   CLI::App* sub = app.add_subcommand("status", "Show what a running server does");
   sub->footer(
       "Examples:\n  elasticmoe status\n  elasticmoe status --watch --interval 0.5\n  elasticmoe status "
-      "--json");
+      "--json\n\nExit status: 0 a server answers, 1 none does or it is not healthy.");
   AddServerFlags(*sub, options->server);
   sub->add_flag("--watch", options->watch, "Keep showing it until Ctrl-C");
   sub->add_option("--interval", options->interval_s, "Seconds between looks")

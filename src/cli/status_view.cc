@@ -9,6 +9,8 @@
 namespace elasticmoe::cli {
 namespace {
 
+constexpr std::size_t kScreenWidth = 80, kLabelWidth = 10;
+
 struct Column {
   std::string title;
   std::vector<std::string> cells;
@@ -67,16 +69,24 @@ std::string Devices(const Json& devices) {
 }
 
 std::string Cluster(const Json& cluster) {
-  std::string head;
-  for (const auto& [key, value] : cluster.items())
-    if (value.is_primitive() && !value.is_null())
-      head +=
-          fmt::format("{}{} {}", head.empty() ? "" : ", ", Title(key), Cell(value, key.ends_with("_bytes")));
-  std::string out = head.empty() ? "" : fmt::format("cluster   {}\n", head);
+  std::string out, line;
+  const auto flush = [&] {
+    if (!line.empty()) out += fmt::format("{:<10}{}\n", out.empty() ? "cluster" : "", line);
+    line.clear();
+  };
+  for (const auto& [key, value] : cluster.items()) {
+    if (!value.is_primitive() || value.is_null() || key == "operation") continue;
+    const std::string item = fmt::format("{} {}", Title(key), Cell(value, key.ends_with("_bytes")));
+    if (kLabelWidth + line.size() + 2 + item.size() > kScreenWidth) flush();
+    line += (line.empty() ? "" : ", ") + item;
+  }
+  flush();
   const Json* operation = FindField(cluster, "operation");
-  if (operation != nullptr && operation->is_object())
-    out += fmt::format("resize    {} {} {:.0f} %\n", StringField(*operation, "state", "?"),
-                       StringField(*operation, "phase"), 100 * NumberField(*operation, "progress"));
+  if (operation != nullptr && operation->is_object()) {
+    const std::string state = StringField(*operation, "state", "?"), phase = StringField(*operation, "phase");
+    out += fmt::format("resize    {}{}{} {:.0f} %\n", state, phase.empty() || phase == state ? "" : " ",
+                       phase == state ? "" : phase, 100 * NumberField(*operation, "progress"));
+  }
   const Json* devices = FindField(cluster, "devices");
   if (devices != nullptr && devices->is_array() && !devices->empty()) out += "\n" + Devices(*devices);
   return out;

@@ -198,6 +198,7 @@ void ResizeController::Execute(const core::ResizeAction& action, const std::stop
     trace_.Add({std::move(name), std::move(lane), begin, Now(), std::move(args)});
     Feed(core::TrafficEvent{engine_.TakeLongestGap(), 0, 0, engine_.TakeCopyTime()});
     Feed(core::AnswerEvent{ticket, ErrorOf(std::move(status))});
+    Feed(core::TickEvent{});  // the next action follows at once: a deadline that passed is seen here
   };
   if (const auto* a = std::get_if<core::ProvisionDevice>(&action)) {
     answer(a->ticket, engine_.EnsureStandby(), "provision", fmt::format("device {}", a->device));
