@@ -87,7 +87,8 @@ void PrepareNext(benchmark::State& state, Case c) {
   const auto table = c.Table();
   const std::vector<OwnedExpert> owned[] = {c.Owned(false), c.Owned(true)};
   std::uint64_t epoch = 0;
-  for (; epoch < kEpochs; ++epoch) benchmark::DoNotOptimize(table->Prepare(epoch, owned[epoch / kEpochs % 2]));
+  for (; epoch < kEpochs; ++epoch)
+    benchmark::DoNotOptimize(table->Prepare(epoch, owned[epoch / kEpochs % 2]));
   for (auto _ : state) {
     benchmark::DoNotOptimize(table->Prepare(epoch, owned[epoch / kEpochs % 2]));
     ++epoch;
