@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "base/check.h"
+#include "runtime/vmm_calls.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -103,11 +104,11 @@ Mapping::~Mapping() {
 Expected<Fd> CreateMemory(const std::string& name, std::size_t bytes, PageKind kind) {
   unsigned flags = MFD_CLOEXEC;
   if (kind == PageKind::kHugetlb) flags |= MFD_HUGETLB;
-  Fd fd(::memfd_create(name.c_str(), flags));
+  Fd fd(CallMemfdCreate(name.c_str(), flags));
   if (!fd)
     return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: memfd_create: {}{}", name,
                 std::strerror(errno), errno == EMFILE ? "; raise ulimit -n" : "");
-  if (::ftruncate(fd.get(), static_cast<off_t>(RoundUp(bytes, kHugePage))) != 0)
+  if (CallFtruncate(fd.get(), static_cast<off_t>(RoundUp(bytes, kHugePage))) != 0)
     return Fail(ErrorCode::kResourceExhausted, "making shared memory {}: {} bytes: {}", name, bytes,
                 std::strerror(errno));
   return fd;
@@ -116,7 +117,7 @@ Expected<Fd> CreateMemory(const std::string& name, std::size_t bytes, PageKind k
 Expected<Mapping> Reserve(std::size_t bytes) {
   const std::size_t wanted = RoundUp(bytes, kHugePage);
   void* raw =
-      ::mmap(nullptr, wanted + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      CallMmap(nullptr, wanted + kHugePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (raw == MAP_FAILED)
     return Fail(ErrorCode::kResourceExhausted, "reserving {} bytes of addresses: {}; see ulimit -v", bytes,
                 std::strerror(errno));
@@ -131,8 +132,8 @@ Expected<Mapping> Reserve(std::size_t bytes) {
 Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes,
                bool writable) {
   EM_CHECK(at + bytes <= range.size());
-  void* result = ::mmap(range.data() + at, bytes, PROT_READ | (writable ? PROT_WRITE : 0),
-                        MAP_SHARED | MAP_FIXED, fd, static_cast<off_t>(offset));
+  void* result = CallMmap(range.data() + at, bytes, PROT_READ | (writable ? PROT_WRITE : 0),
+                          MAP_SHARED | MAP_FIXED, fd, static_cast<off_t>(offset));
   if (result == MAP_FAILED)
     return Fail(ErrorCode::kResourceExhausted, "mapping {} bytes of shared memory: {}{}", bytes,
                 std::strerror(errno), errno == ENOMEM ? "; see sysctl vm.max_map_count" : "");
@@ -141,8 +142,8 @@ Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset,
 
 Status Unmap(const Mapping& range, std::size_t at, std::size_t bytes) {
   EM_CHECK(at + bytes <= range.size());
-  if (::mmap(range.data() + at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-             0) == MAP_FAILED)
+  if (CallMmap(range.data() + at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+               -1, 0) == MAP_FAILED)
     return Fail(ErrorCode::kResourceExhausted, "unmapping {} bytes of shared memory: {}", bytes,
                 std::strerror(errno));
   return {};
@@ -160,18 +161,18 @@ Status Populate(std::byte* data, std::size_t bytes, PageKind kind) {
   if (bytes == 0) return {};
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
   if (kind == PageKind::kTransparentHuge) {
-    ::madvise(data - begin % kHugePage, RoundUp(begin % kHugePage + bytes, kHugePage), MADV_HUGEPAGE);
+    CallMadvise(data - begin % kHugePage, RoundUp(begin % kHugePage + bytes, kHugePage), MADV_HUGEPAGE);
     const std::uintptr_t first = RoundUp(begin, kHugePage), last = (begin + bytes) / kHugePage * kHugePage;
     if (MustCollapse() && first < last) {
       // An empty huge page is not collapsed, one with a single small page is: far cheaper than backing all
       // small pages first. Where it fails, those come below.
       for (std::uintptr_t at = first; at < last; at += kHugePage)
         std::atomic_ref(*reinterpret_cast<std::uint8_t*>(at)).fetch_or(0);
-      ::madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
+      CallMadvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
     }
   }
   const std::uintptr_t page = begin / 4096 * 4096;
-  if (::madvise(reinterpret_cast<void*>(page), begin + bytes - page, MADV_POPULATE_WRITE) != 0)
+  if (CallMadvise(reinterpret_cast<void*>(page), begin + bytes - page, MADV_POPULATE_WRITE) != 0)
     return Fail(ErrorCode::kResourceExhausted,
                 "backing {} bytes with memory: {}; free memory or lower the budgets", bytes,
                 std::strerror(errno));
@@ -201,12 +202,12 @@ void CopyPastCaches(std::byte* to, const std::byte* from, std::size_t bytes) {
 void Prefault(std::byte* data, std::size_t bytes) {
   const auto begin = reinterpret_cast<std::uintptr_t>(data) / 4096 * 4096;
   const auto end = RoundUp(reinterpret_cast<std::uintptr_t>(data) + bytes, 4096);
-  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
+  CallMadvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_READ);
 }
 
 Status Discard(int fd, std::size_t offset, std::size_t bytes) {
-  if (::fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
-                  static_cast<off_t>(bytes)) != 0)
+  if (CallFallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                    static_cast<off_t>(bytes)) != 0)
     return Fail(ErrorCode::kInternal, "giving {} bytes back: {}", bytes, std::strerror(errno));
   return {};
 }
@@ -215,6 +216,13 @@ PageKind BestPageKind() {
   const std::string setting = FirstLine("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
   if (setting.find("[deny]") != setting.npos || setting.empty()) return PageKind::kSmall;
   return PageKind::kTransparentHuge;  // by advice or, with [never], by collapse
+}
+
+std::size_t MappingLimit() {
+  std::ifstream file("/proc/sys/vm/max_map_count");
+  std::size_t limit = 65'530;  // the kernel's default
+  file >> limit;
+  return limit;
 }
 
 std::size_t AvailableMemory() {

@@ -74,6 +74,9 @@ Status Discard(int fd, std::size_t offset, std::size_t bytes);
 // kTransparentHuge where the kernel can (advice or collapse), else kSmall.
 PageKind BestPageKind();
 
+// Mappings that a process may have (vm.max_map_count).
+std::size_t MappingLimit();
+
 // Memory the machine could give now (MemAvailable), bytes.
 std::size_t AvailableMemory();
 std::size_t TotalMemory();

@@ -110,6 +110,7 @@ MemoryOwner::Domain* MemoryOwner::FindDomain(DomainId id) const {
 }
 
 Status MemoryOwner::Load() {
+  loaded_bytes_ = 0;  // of an attempt that failed
   // Shared weights and experts of a new pool are one run from its start: backed in one go, in huge pages.
   std::uint64_t weight_bytes = 0;
   std::uint64_t huge_bytes = 0;
@@ -202,11 +203,13 @@ Json MemoryOwner::Accounts() const {
   return domains;
 }
 
-Status MemoryOwner::Release(Domain& domain, core::PageRun run) {
-  // Freed memory goes back to the machine where whole pages of the kernel allow it.
-  EM_RETURN_IF_ERROR(Discard(domain.memory.get(), OffsetOf(run), std::size_t(run.count) * plan_.page_bytes));
+void MemoryOwner::Release(Domain& domain, core::PageRun run) {
+  // Freed memory goes back to the machine. Where it does not, the pages are free all the same: their next
+  // owner writes them before it reads them.
+  if (Status given = Discard(domain.memory.get(), OffsetOf(run), std::size_t(run.count) * plan_.page_bytes);
+      !given)
+    LogWarn("{}; the pages are free, their memory stays taken", given.error().message);
   domain.pool.Free(run);
-  return {};
 }
 
 Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, DeviceId device, int chunks) {
@@ -228,7 +231,7 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
       }
     }
     if (!backed) {
-      for (const core::PageRun taken : added) EM_RETURN_IF_ERROR(Release(*domain, taken));
+      for (const core::PageRun taken : added) Release(*domain, taken);
       return tl::unexpected<Error>(std::move(backed.error()));
     }
   }
@@ -240,7 +243,7 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
   for (int i = owned; i > chunks; --i) {
     const auto last_owned = std::find(domain->kv_accounts.rbegin(), domain->kv_accounts.rend(), device);
     const DeviceId last = domain->kv_accounts.back();
-    EM_RETURN_IF_ERROR(Release(*domain, domain->kv_chunks.back()));
+    Release(*domain, domain->kv_chunks.back());
     *last_owned = last;
     domain->kv_chunks.pop_back();
     domain->kv_accounts.pop_back();
@@ -322,7 +325,7 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
   CopyReport report;
   std::vector<std::pair<ExpertId, core::PageRun>> taken;
   const auto undo = [&] {
-    for (const auto& [id, run] : taken) (void)Release(*target, run);
+    for (const auto& [id, run] : taken) Release(*target, run);
   };
   for (const ExpertId id : experts) {
     if (target->experts[IndexOf(id)].count > 0) continue;  // there already: the answer is the same
@@ -374,7 +377,7 @@ Expected<int> MemoryOwner::DropExperts(DomainId id, std::span<const ExpertId> ex
     core::PageRun& run = domain->experts[IndexOf(expert)];
     if (run.count == 0) continue;
     pages += static_cast<int>(run.count);
-    EM_RETURN_IF_ERROR(Release(*domain, run));
+    Release(*domain, run);
     run = core::PageRun{};
   }
   return pages;

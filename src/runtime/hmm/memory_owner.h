@@ -91,7 +91,7 @@ class MemoryOwner {
     return std::size_t(id.layer) * checkpoint_.spec.moe.experts + id.expert;
   }
   Status CheckExperts(std::span<const ExpertId> experts) const;
-  Status Release(Domain& domain, core::PageRun run);
+  void Release(Domain& domain, core::PageRun run);
 
   HmmOptions options_;
   model::Checkpoint checkpoint_;

@@ -1,11 +1,15 @@
 #include "runtime/worker/expert_table.h"
 
+#include <algorithm>
 #include <optional>
 
 #include "base/check.h"
 
 namespace elasticmoe::runtime {
 namespace {
+
+// Mappings that are left to everything else in a worker: libraries, stacks, the domain, the exchange.
+constexpr std::size_t kOtherMappings = 4096;
 
 class PointerTable : public ExpertTable {
  public:
@@ -30,11 +34,53 @@ class PointerTable : public ExpertTable {
 class RemapTable : public ExpertTable {
  public:
   RemapTable(const ExpertTableShape& shape, int domain_fd)
-      : shape_(shape), fd_(domain_fd), ring_(shape.epochs) {}
+      : shape_(shape), fd_(domain_fd), ring_(shape.epochs) {
+    if (shape_.max_mappings == 0)
+      shape_.max_mappings = std::max(MappingLimit(), 2 * kOtherMappings) - kOtherMappings;
+  }
 
   Expected<std::vector<std::byte*>> Prepare(std::uint64_t epoch,
                                             std::span<const OwnedExpert> owned) override {
     Ring& ring = ring_[epoch % ring_.size()];
+    // A slot is a mapping, what is left of a layer's range another.
+    const std::size_t mappings = Mappings() - ring.Mappings() + owned.size() + ring_.size() * shape_.layers;
+    if (mappings > shape_.max_mappings)
+      return Fail(ErrorCode::kResourceExhausted,
+                  "preparing epoch {}: mappings={} (limit={}); raise vm.max_map_count or serve with "
+                  "--expert-table pointer, which maps nothing",
+                  epoch, mappings, shape_.max_mappings);
+    auto addresses = Fill(ring, owned);
+    // The ring's old epoch is over in any case; without its ranges nothing is half mapped.
+    if (!addresses) {
+      ring = Ring{};
+      addresses.error().message += "; or serve with --expert-table pointer, which maps nothing";
+    }
+    return addresses;
+  }
+
+  std::size_t Mappings() const override {
+    std::size_t mappings = 0;
+    for (const Ring& ring : ring_) mappings += ring.Mappings();
+    return mappings;
+  }
+
+ private:
+  struct Layer {
+    Mapping range;
+    std::vector<std::optional<std::uint64_t>> slots;  // offset that is mapped there
+  };
+  struct Ring {
+    std::vector<Layer> layers;
+
+    std::size_t Mappings() const {
+      std::size_t mappings = 0;
+      for (const Layer& layer : layers)
+        for (const auto& slot : layer.slots) mappings += slot.has_value();
+      return mappings;
+    }
+  };
+
+  Expected<std::vector<std::byte*>> Fill(Ring& ring, std::span<const OwnedExpert> owned) const {
     if (ring.layers.empty()) {
       // Addresses for every expert of every layer; memory and mappings only where something is owned.
       for (int layer = 0; layer < shape_.layers; ++layer) {
@@ -68,23 +114,6 @@ class RemapTable : public ExpertTable {
     }
     return addresses;
   }
-
-  std::size_t Mappings() const override {
-    std::size_t mappings = 0;
-    for (const Ring& ring : ring_)
-      for (const Layer& layer : ring.layers)
-        for (const auto& slot : layer.slots) mappings += slot.has_value();
-    return mappings;
-  }
-
- private:
-  struct Layer {
-    Mapping range;
-    std::vector<std::optional<std::uint64_t>> slots;  // offset that is mapped there
-  };
-  struct Ring {
-    std::vector<Layer> layers;
-  };
 
   ExpertTableShape shape_;
   int fd_;

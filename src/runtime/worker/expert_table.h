@@ -42,6 +42,7 @@ struct ExpertTableShape {
   std::uint64_t expert_bytes = 0;  // used of each
   std::uint64_t stride_bytes = 0;  // whole pages of the pool, >= expert_bytes
   int epochs = 0;                  // that are usable at a time
+  std::size_t max_mappings = 0;    // that the table may make; 0 = what the system's limit leaves it
 };
 
 class ExpertTable {
@@ -50,7 +51,7 @@ class ExpertTable {
 
   // The weights' addresses, one for each of `owned` (ordered by layer, then expert), with page tables made.
   // They stay until `epochs` later epochs were prepared, or the table ends. kResourceExhausted names the
-  // limit; the epochs before are as they were.
+  // limit; the epochs before are as they were, nothing of this one is mapped, and it may be tried again.
   virtual Expected<std::vector<std::byte*>> Prepare(std::uint64_t epoch,
                                                     std::span<const OwnedExpert> owned) = 0;
 

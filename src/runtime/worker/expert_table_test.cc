@@ -79,6 +79,22 @@ TEST_P(RemapTableTest, PutsTheExpertsOfALayerSideBySideAndKeepsWhatStays) {
   EXPECT_EQ(table->Mappings(), 2u);
 }
 
+TEST_P(RemapTableTest, RefusesMoreMappingsThanThereAreAndKeepsTheEpochsBefore) {
+  shape.max_mappings = 6 + kLayers * 3;  // ranges of three epochs
+  table = MakeExpertTable(ExpertTableKind::kRemap, shape, domain, fd.get());
+  const auto owned = Owned({{0, 0}, {0, 3}, {1, 1}, {1, 5}});
+  const auto first = table->Prepare(0, owned);
+  ASSERT_TRUE(first) << first.error().message;
+  const auto second = table->Prepare(1, owned);
+  ASSERT_FALSE(second);
+  EXPECT_EQ(second.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_NE(second.error().message.find("mappings=14 (limit=12)"), std::string::npos)
+      << second.error().message;
+  EXPECT_EQ(table->Mappings(), 4u);
+  ExpectContent(*first, owned);
+  EXPECT_TRUE(table->Prepare(1, Owned({{0, 0}, {1, 1}})));
+}
+
 INSTANTIATE_TEST_SUITE_P(Kinds, RemapTableTest, ::testing::Values(ExpertTableKind::kRemap));
 
 }  // namespace
