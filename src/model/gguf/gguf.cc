@@ -1,9 +1,14 @@
 #include "model/gguf/gguf.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <system_error>
 #include <utility>
 
@@ -16,9 +21,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Vocabularies are the largest part of real headers: some 30 MiB.
-constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{1} << 30;
-constexpr std::uint64_t kFirstReadBytes = std::uint64_t{32} << 20;
 constexpr std::int64_t kDefaultAlignment = 32;
 constexpr std::uint64_t kLeastTensorBytes = 8 + 4 + 8 + 4 + 8;  // name length, rank, one size, type, offset
 constexpr std::uint64_t kLeastPairBytes = 8 + 4 + 1;            // key length, type, the smallest value
@@ -286,26 +288,52 @@ Status PlaceTensors(std::uint64_t data_offset, std::uint64_t alignment, std::uin
   return {};
 }
 
+// A file's bytes, mapped and not copied: how long a header is, only its end tells, and a process that
+// needs a file for a moment keeps no memory of it.
+class Mapping {
+ public:
+  static Expected<Mapping> Open(const fs::path& path) {
+    const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0)
+      return Fail(ErrorCode::kUnavailable, "{}; check its permissions", std::strerror(errno));
+    struct stat status {};
+    Mapping out;
+    bool mapped = ::fstat(descriptor, &status) == 0;
+    out.size_ = static_cast<std::size_t>(status.st_size);
+    if (mapped && out.size_ > 0) {
+      void* at = ::mmap(nullptr, out.size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+      mapped = at != MAP_FAILED;
+      if (mapped) out.data_ = static_cast<const char*>(at);
+    }
+    const int error = errno;
+    ::close(descriptor);
+    if (!mapped) return Fail(ErrorCode::kUnavailable, "{}", std::strerror(error));
+    return out;
+  }
+  Mapping(Mapping&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Mapping& operator=(Mapping&&) = delete;
+  ~Mapping() {
+    if (data_ != nullptr) ::munmap(const_cast<char*>(data_), size_);
+  }
+
+  std::string_view Bytes() const { return {data_, data_ == nullptr ? 0 : size_}; }
+
+ private:
+  Mapping() = default;
+  const char* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
 Expected<Gguf> ReadHeader(const fs::path& path, std::uint64_t& file_bytes) {
   std::error_code code;
   const auto status = fs::status(path, code);
   if (status.type() == fs::file_type::not_found) return Fail(ErrorCode::kNotFound, "no such file");
-  if (!code && !fs::is_regular_file(status)) return Fail(ErrorCode::kInvalidArgument, "not a regular file");
-  if (!code) file_bytes = fs::file_size(path, code);
   if (code) return Fail(ErrorCode::kUnavailable, "{}", code.message());
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return Fail(ErrorCode::kUnavailable, "cannot be opened; check its permissions");
-  std::string bytes;
-  // How long a header is, only its end tells.
-  for (std::uint64_t size = std::min(kFirstReadBytes, file_bytes);;
-       size = std::min({size * 4, file_bytes, kMaxHeaderBytes})) {
-    const std::size_t have = bytes.size();
-    bytes.resize(size);
-    stream.read(bytes.data() + have, static_cast<std::streamsize>(size - have));
-    if (!stream) return Fail(ErrorCode::kUnavailable, "the header cannot be read");
-    auto parsed = ParseGguf(bytes, file_bytes);
-    if (parsed || size == file_bytes || size == kMaxHeaderBytes) return parsed;
-  }
+  if (!fs::is_regular_file(status)) return Fail(ErrorCode::kInvalidArgument, "not a regular file");
+  EM_ASSIGN_OR_RETURN(const Mapping mapping, Mapping::Open(path));
+  file_bytes = mapping.Bytes().size();
+  return ParseGguf(mapping.Bytes(), file_bytes);
 }
 
 // The parts of a split model by the name of its first.
