@@ -24,6 +24,8 @@ namespace fs = std::filesystem;
 constexpr std::int64_t kDefaultAlignment = 32;
 constexpr std::uint64_t kLeastTensorBytes = 8 + 4 + 8 + 4 + 8;  // name length, rank, one size, type, offset
 constexpr std::uint64_t kLeastPairBytes = 8 + 4 + 1;            // key length, type, the smallest value
+constexpr std::uint64_t kMaxEntries = 1 << 20;      // tensors or keys; the largest models have some 2,000
+constexpr std::uint64_t kMaxListEntries = 1 << 24;  // merges of the largest vocabularies: 450,000
 constexpr std::int64_t kMaxParts = 10'000;
 
 // Numbers of metadata value types.
@@ -86,13 +88,14 @@ class Cursor {
     return text;
   }
 
-  // A number of things, each of at least `least_bytes`: checked against what the file can hold.
-  std::uint64_t Count(std::uint64_t least_bytes, std::string_view what) {
+  // A number of things, each of at least `least_bytes`: checked against the bytes that are there, so that
+  // what is reserved for them is in proportion, and against `limit`.
+  std::uint64_t Count(std::uint64_t least_bytes, std::uint64_t limit, std::string_view what) {
     const auto count = Read<std::uint64_t>(what);
-    const std::uint64_t room = (file_bytes_ - std::min<std::uint64_t>(file_bytes_, at_)) / least_bytes;
+    const std::uint64_t room = std::min((bytes_.size() - at_) / least_bytes, limit);
     if (count > room)
-      Refuse(
-          fmt::format("{}={} (the {} bytes of this file have room for {})", what, count, file_bytes_, room));
+      Refuse(fmt::format("{}={} (limit={}, what the rest of these {} bytes can hold)", what, count, room,
+                         file_bytes_));
     return failed() ? 0 : count;
   }
 
@@ -181,7 +184,7 @@ GgufValue ReadArray(Cursor& cursor, const std::string& key) {
   if (type == ValueType::kArray || type > ValueType::kFloat64)
     cursor.Refuse(fmt::format("{}: a list of values of type {} (supported: numbers, booleans, strings)", key,
                               static_cast<std::uint32_t>(type)));
-  const std::uint64_t count = cursor.Count(LeastBytes(type), key);
+  const std::uint64_t count = cursor.Count(LeastBytes(type), kMaxListEntries, key);
   switch (type) {
     case ValueType::kString:
       return ReadList<std::string>(cursor, count, [&] { return cursor.Text(key); });
@@ -408,8 +411,8 @@ Expected<Gguf> ParseGguf(std::string_view bytes, std::uint64_t file_bytes) {
   if (!cursor.failed() && version != 2 && version != 3)
     return Fail(ErrorCode::kUnimplemented,
                 "version={} (supported: 2 and 3, little-endian); convert the model again", version);
-  const std::uint64_t tensors = cursor.Count(kLeastTensorBytes, "number of tensors");
-  const std::uint64_t pairs = cursor.Count(kLeastPairBytes, "number of metadata keys");
+  const std::uint64_t tensors = cursor.Count(kLeastTensorBytes, kMaxEntries, "number of tensors");
+  const std::uint64_t pairs = cursor.Count(kLeastPairBytes, kMaxEntries, "number of metadata keys");
   Gguf out;
   for (std::uint64_t i = 0; i < pairs && !cursor.failed(); ++i) {
     std::string key = cursor.Text("metadata key");
