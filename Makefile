@@ -39,9 +39,10 @@ check: deps  ## Layering, purity of core, formatting
 format: deps  ## Format all sources
 	@git ls-files '*.cc' '*.h' | xargs clang-format-14 -i
 
-bench: deps  ## Kernel benchmarks, with their share of this machine's limits
-	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS) --target bench_kernels
+bench: deps  ## Kernels with their share of this machine's limits; pointer tables against remapped experts
+	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS) --target bench_kernels bench_expert_tables
 	@$$(find $(BUILD) -name bench_kernels -type f)
+	@$$(find $(BUILD) -name bench_expert_tables -type f)
 
 fuzz: deps  ## Fuzz every decoder of foreign bytes, FUZZ_SECONDS each (default 60)
 	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers

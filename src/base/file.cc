@@ -29,4 +29,12 @@ Expected<std::string> ReadFile(const std::filesystem::path& path, std::size_t li
   return text;
 }
 
+Status WriteFile(const std::filesystem::path& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << text;
+  file.close();
+  if (!file) return Fail(ErrorCode::kInvalidArgument, "writing {}: it cannot be written", path.string());
+  return {};
+}
+
 }  // namespace elasticmoe

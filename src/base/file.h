@@ -1,4 +1,4 @@
-// Whole small files into memory. Blocking I/O.
+// Whole small files, into memory and out of it. Blocking I/O.
 #pragma once
 
 #include <cstddef>
@@ -13,5 +13,8 @@ namespace elasticmoe {
 // naming `path`.
 Expected<std::string> ReadFile(const std::filesystem::path& path,
                                std::size_t limit_bytes = std::size_t{256} << 20);
+
+// Replaces the file. kInvalidArgument where it cannot be written.
+Status WriteFile(const std::filesystem::path& path, const std::string& text);
 
 }  // namespace elasticmoe

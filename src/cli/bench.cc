@@ -9,6 +9,7 @@ void RegisterBench(CLI::App& app, Action& action) {
   CLI::App* bench = app.add_subcommand("bench", "Measure a server");
   bench->require_subcommand(1);
   RegisterBenchServe(*bench, action);
+  RegisterBenchResize(*bench, action);
 }
 
 }  // namespace elasticmoe::cli

@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 
 #include "base/file.h"
@@ -187,14 +186,6 @@ Json About(const Options& options, const LoadOptions& load) {
               {"input_tokens", {load.shape.input.min, load.shape.input.max}},
               {"output_tokens", {load.shape.output.min, load.shape.output.max}},
               {"seed", options.seed}};
-}
-
-Status WriteFile(const std::string& path, const std::string& text) {
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
-  file << text;
-  file.close();
-  if (!file) return Fail(ErrorCode::kInvalidArgument, "writing {}: cannot be written", path);
-  return {};
 }
 
 // Same shapes, other prompts: what the server builds up once is built, and no answer of the run is cached by

@@ -37,6 +37,26 @@ void DrawProgress(std::uint64_t loaded, std::uint64_t total) {
   std::fflush(stderr);
 }
 
+Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::string& name) {
+  runtime::EngineOptions& o = flags.options;
+  const int cores = static_cast<int>(runtime::AllowedCpus().size());
+  if (flags.devices == 0) flags.devices = std::max(2, cores / o.threads_per_device);
+  if (flags.max_devices == 0) flags.max_devices = std::max({8, cores / o.threads_per_device, flags.devices});
+  o.devices = std::min(flags.devices, runtime::kMaxDevices);
+  o.max_devices = std::min(flags.max_devices, runtime::kMaxDevices);
+  if (o.devices > o.max_devices)
+    return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
+                o.max_devices);
+  EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
+  if (flags.expert_table == "remap") o.expert_table = runtime::ExpertTableKind::kRemap;
+  if (o.kv_memory_bytes == 0)
+    // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
+    o.kv_memory_bytes =
+        std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
+  o.hmm_socket = fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
+  return o;
+}
+
 }  // namespace
 
 void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
@@ -66,6 +86,12 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
                  "Budget of a device for weights and KV, e.g. 4GiB (default: the machine's)")
       ->transform(bytes);
   app.add_option("--pages", flags.pages, "auto, thp, hugetlb or small")->capture_default_str();
+  app.add_option("--expert-table", flags.expert_table,
+                 "How a device finds its experts: pointer (into the domain's one mapping) or remap (each "
+                 "layer's side "
+                 "by side in addresses, as the paper has them)")
+      ->check(CLI::IsMember({"pointer", "remap"}))
+      ->capture_default_str();
   app.add_option("--max-model-len", o.max_model_len, "Context limit in tokens (default: the model's)")
       ->check(CLI::PositiveNumber);
   app.add_option("--max-num-seqs", o.max_running, "Sequences that run at once")
@@ -85,6 +111,21 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   app.add_option("--standby", o.standby, "Workers kept ready to take over or to grow")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();
+  app.add_option("--standby-limit", o.standby_limit,
+                 "Workers kept at most, those of retired devices included")
+      ->check(CLI::Range(0, 64))
+      ->capture_default_str();
+  app.add_option("--device-weights", o.device_weights,
+                 "Relative speeds of devices 0, 1, ..., e.g. 1,1,0.5: their shares of experts and sequences")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  app.add_option("--redundant-experts", o.redundant_experts,
+                 "Further copies of the hottest experts a layer, made with the next resize")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+  app.add_option("--copy-rate", o.copy_bytes_per_second,
+                 "Limit of copies between domains, bytes a second, e.g. 2GiB (default: none)")
+      ->transform(bytes);
   app.add_option("--step-timeout", o.step_timeout_seconds,
                  "Seconds after which a device that hangs in a step is replaced")
       ->check(CLI::Range(1, 3600))
@@ -94,23 +135,16 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
 }
 
-Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(EngineFlags flags, const std::string& name) {
-  runtime::EngineOptions& o = flags.options;
-  const int cores = static_cast<int>(runtime::AllowedCpus().size());
-  if (flags.devices == 0) flags.devices = std::max(2, cores / o.threads_per_device);
-  if (flags.max_devices == 0) flags.max_devices = std::max({8, cores / o.threads_per_device, flags.devices});
-  o.devices = std::min(flags.devices, runtime::kMaxDevices);
-  o.max_devices = std::min(flags.max_devices, runtime::kMaxDevices);
-  if (o.devices > o.max_devices)
-    return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
-                o.max_devices);
-  EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
-  if (o.kv_memory_bytes == 0)
-    // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
-    o.kv_memory_bytes =
-        std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
-  o.hmm_socket = fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
-  return runtime::ElasticEngine::Start(o, DrawProgress);
+Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(const EngineFlags& flags,
+                                                              const std::string& name) {
+  EM_ASSIGN_OR_RETURN(const runtime::EngineOptions options, CompleteOptions(flags, name));
+  return runtime::ElasticEngine::Start(options, DrawProgress);
+}
+
+Expected<std::unique_ptr<runtime::ReplicaSet>> StartReplicas(const EngineFlags& flags,
+                                                             const std::string& name) {
+  EM_ASSIGN_OR_RETURN(const runtime::EngineOptions options, CompleteOptions(flags, name));
+  return runtime::ReplicaSet::Start(options, DrawProgress);
 }
 
 }  // namespace elasticmoe::cli

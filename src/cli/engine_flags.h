@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "runtime/coordinator/elastic_engine.h"
+#include "runtime/coordinator/replica_set.h"
 
 namespace CLI {
 class App;
@@ -18,12 +19,16 @@ struct EngineFlags {
   int devices = 0;      // 0 = one a core, two at least
   int max_devices = 0;  // 0 = as many as there are cores, eight at least
   std::string pages = "auto";
+  std::string expert_table = "pointer";
 };
 
 void AddEngineFlags(CLI::App& app, EngineFlags& flags);
 
 // Fills in what was left to us, starts the engine, and draws the progress of loading on a terminal.
 // `name` tells this server's HMM from others' on the machine.
-Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(EngineFlags flags, const std::string& name);
+Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(const EngineFlags& flags,
+                                                              const std::string& name);
+Expected<std::unique_ptr<runtime::ReplicaSet>> StartReplicas(const EngineFlags& flags,
+                                                             const std::string& name);
 
 }  // namespace elasticmoe::cli

@@ -203,7 +203,7 @@ struct LoadRun::Impl : std::enable_shared_from_this<Impl> {
 
   bool Bounded() const { return options.concurrency > 0; }
   bool MayPlan() const {
-    return !stopped && (options.requests == 0 || planned < options.requests) &&
+    return !stopped && !stopped_starting && (options.requests == 0 || planned < options.requests) &&
            (options.duration_ns == 0 || loop.Now() - origin_ns < options.duration_ns);
   }
 
@@ -339,7 +339,7 @@ struct LoadRun::Impl : std::enable_shared_from_this<Impl> {
   std::deque<std::pair<std::uint64_t, TimeNs>> waiting;  // index, due
   std::set<std::shared_ptr<Exchange>> running;
   std::vector<RequestResult> results;
-  bool arrivals_ended = false, pausing = false, stopped = false, finished = false;
+  bool arrivals_ended = false, pausing = false, stopped = false, stopped_starting = false, finished = false;
 };
 
 LoadRun::LoadRun(EventLoop& loop, HttpClient& client, LoadOptions options)
@@ -354,6 +354,12 @@ LoadRun::~LoadRun() = default;
 void LoadRun::OnProgress(TimeNs interval_ns, std::function<void(const LoadProgress&)> fn) {
   impl_->progress_interval_ns = interval_ns;
   impl_->progress = std::move(fn);
+}
+
+void LoadRun::StopStarting() {
+  impl_->stopped_starting = true;
+  impl_->EndArrivals();
+  impl_->StopIfIdle();
 }
 
 void LoadRun::Interrupt() {

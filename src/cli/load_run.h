@@ -75,6 +75,8 @@ class LoadRun {
 
   // Calls `fn` every `interval_ns` while it runs.
   void OnProgress(TimeNs interval_ns, std::function<void(const LoadProgress&)> fn);
+  // Starts nothing more; what runs is awaited.
+  void StopStarting();
   // Starts nothing more and cancels what runs; Run returns soon.
   void Interrupt();
   LoadResult Run();

@@ -17,11 +17,11 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   CLI::App* hmm_app = app.add_subcommand("hmm", "The memory daemon of a server (started by serve)");
   hmm_app->add_option("--socket", hmm->socket)->required();
   hmm_app->add_option("--model", hmm->model)->required();
-  hmm_app->add_option("--devices", hmm->devices);
   hmm_app->add_option("--max-devices", hmm->max_devices);
   hmm_app->add_flag("--domain-per-device", hmm->domain_per_device);
   hmm_app->add_option("--kv-element-bytes", hmm->kv_element_bytes);
   hmm_app->add_option("--kv-memory", hmm->kv_memory_bytes);
+  hmm_app->add_option("--kv-room", hmm->kv_room_bytes);
   hmm_app->add_option("--device-memory", hmm->device_memory_bytes);
   hmm_app->add_option("--pages", *pages)->check(CLI::IsMember({"small", "thp", "hugetlb"}));
   hmm_app->add_option("--linger", hmm->linger_seconds);
@@ -41,11 +41,14 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   CLI::App* worker_app = app.add_subcommand("worker", "One device of a server (started by serve)");
   worker_app->add_option("--model", worker->model)->required();
   worker_app->add_option("--kernels", worker->kernels)->required();
+  auto remap = std::make_shared<bool>(false);
+  worker_app->add_flag("--remap-experts", *remap);
   worker_app->add_option("--control-fd", worker->control_fd)->required();
   worker_app->add_option("--exchange-fd", worker->exchange_fd)->required();
   worker_app->add_option("--log-level", *level);
-  worker_app->callback([&action, worker, level] {
-    action = [worker, level] {
+  worker_app->callback([&action, worker, remap, level] {
+    action = [worker, remap, level] {
+      if (*remap) worker->expert_table = runtime::ExpertTableKind::kRemap;
       InitLog("worker", *level);
       return runtime::RunWorker(*worker);
     };

@@ -9,6 +9,7 @@
 #include <memory>
 #include <random>
 
+#include "base/file.h"
 #include "base/rng.h"
 #include "cli/client.h"
 #include "cli/command.h"
@@ -26,7 +27,7 @@ struct Options {
   ServerFlags server;
   int devices = 0;
   std::vector<int> remove;
-  std::string strategy;
+  std::string strategy, trace;
   double deadline_s = 0;
   bool no_wait = false, json = false;
 };
@@ -176,6 +177,12 @@ int Close(const Json& operation, const Options& options) {
   return Complain(kCommand, {ErrorCode::kInternal, fmt::format("{}: {}", state, why)});
 }
 
+// The operation as a file for https://ui.perfetto.dev.
+Status SaveTrace(HttpClient& client, const std::string& id, const std::string& file) {
+  EM_ASSIGN_OR_RETURN(const Json trace, CallJson(client, {.target = "/v1/scale/" + id + "/trace"}));
+  return WriteFile(file, DumpJson(trace));
+}
+
 int Run(const Options& options) {
   auto url = ParseUrl(options.server.url);
   if (!url) return Complain(kCommand, url.error());
@@ -203,6 +210,8 @@ int Run(const Options& options) {
     Complain(kCommand, operation.error());
     return operation.error().code == ErrorCode::kCancelled ? 130 : 1;
   }
+  if (!options.trace.empty())
+    if (Status saved = SaveTrace(client, id, options.trace); !saved) return Complain(kCommand, saved.error());
   return Close(*operation, options);
 }
 
@@ -216,6 +225,7 @@ void RegisterScale(CLI::App& app, Action& action) {
       "  elasticmoe scale 4\n"
       "  elasticmoe scale 2 --remove 1,3          these two leave\n"
       "  elasticmoe scale 3 --no-wait             print the operation's id and leave\n"
+      "  elasticmoe scale 4 --trace resize.json   what happened when, for https://ui.perfetto.dev\n"
       "\nCtrl-C cancels the operation; the server then stays as it was after its last commit.");
   AddServerFlags(*sub, options->server);
   sub->add_option("devices", options->devices, "How many")->required()->check(CLI::Range(1, 65536));
@@ -226,6 +236,8 @@ void RegisterScale(CLI::App& app, Action& action) {
                   "elastic (the server's default), drain, cold-restart, extravagant, colocated, horizontal");
   sub->add_option("--deadline", options->deadline_s, "Seconds after which it is rolled back")
       ->check(CLI::Range(0.001, 1e6));
+  sub->add_option("--trace", options->trace,
+                  "Save what happened when as a trace; https://ui.perfetto.dev shows it");
   sub->add_flag("--no-wait", options->no_wait);
   sub->add_flag("--json", options->json, "The operation's last state as JSON");
   sub->callback([&action, options] { action = [options] { return Run(*options); }; });

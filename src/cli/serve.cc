@@ -93,7 +93,7 @@ int Serve(Options options) {
   };
   if (const auto known = choose(""); !known) return Report(known.error());
   auto engine =
-      StartEngine(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
+      StartReplicas(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
 
   if (options.server.served_model_names.empty()) {
@@ -105,13 +105,12 @@ int Serve(Options options) {
   options.server.version = ELASTICMOE_VERSION;
   options.server.output = *choose((*engine)->Spec().family);
   if (options.generation_config == "auto")
-    options.server.defaults = Defaults((*engine)->checkpoint().generation);
+    options.server.defaults = Defaults((*engine)->Primary()->engine->checkpoint().generation);
   auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(),
                                       chat_template ? &*chat_template : nullptr);
   if (!api) return Report(api.error());
-  runtime::ResizeController controller(**engine);
-  server::AddScaleRoutes(**api, **engine, controller);
-  Banner(options, **engine, (*api)->Port(), *tokenizer != nullptr);
+  server::AddScaleRoutes(**api, **engine);
+  Banner(options, *(*engine)->Primary()->engine, (*api)->Port(), *tokenizer != nullptr);
 
   // The first signal lets running requests finish, the second ends them.
   const int descriptor = ::signalfd(-1, &signals, SFD_CLOEXEC);
@@ -131,6 +130,7 @@ int Serve(Options options) {
     }
   });
   (*api)->Wait();
+  (*engine)->SetResizeObserver({});  // it is the server's
   return 0;
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,14 @@ struct DeviceStats {
   std::uint64_t experts = 0;  // (layer, expert) pairs served
 };
 
+// Memory of one domain, by use.
+struct DomainStats {
+  DomainId domain;
+  std::uint64_t shared_bytes = 0;  // weights that are no expert's
+  std::uint64_t expert_bytes = 0;
+  std::uint64_t kv_bytes = 0;
+};
+
 // Counters count since start.
 struct EngineStats {
   int running = 0;
@@ -33,7 +42,11 @@ struct EngineStats {
   std::uint64_t prefix_hits = 0;     // tokens found there
   std::uint64_t epoch = 0;
   std::uint64_t recoveries = 0;  // workers replaced after they died
+  int standby = 0;               // workers that are ready to take over or to grow
+  bool resizing = false;
   std::vector<DeviceStats> devices;
+  std::vector<DomainStats> domains;
+  std::map<std::string, int> phases;  // devices by phase: "desired", "routable", ...
 };
 
 class Engine {

@@ -35,6 +35,7 @@ Exchange::Offsets Exchange::Layout(const ExchangeShape& shape) {
   o.sampling = Take(at, sizeof(SlotSampling) * shape.max_slots, kAlignment);
   o.placement_stride = std::size_t(shape.moe_layers) * shape.experts * (1 + kMaxReplicas);
   o.placements = Take(at, o.placement_stride * kPlacementRing, kAlignment);
+  o.expert_rows = Take(at, sizeof(std::uint64_t) * shape.moe_layers * shape.experts, kAlignment);
   std::size_t area = sizeof(DeviceHeader);
   const std::size_t rows = shape.max_rows;
   o.plan = Take(area, sizeof(PlanEntry) * shape.max_slots);
@@ -93,6 +94,10 @@ std::uint8_t* Exchange::PlacementEntry(int ring_index, int layer, int expert) co
   return reinterpret_cast<std::uint8_t*>(mapping_.data() + offsets_.placements +
                                          ring_index * offsets_.placement_stride) +
          (std::size_t(layer) * shape().experts + expert) * (1 + kMaxReplicas);
+}
+std::atomic<std::uint64_t>& Exchange::ExpertRows(int layer, int expert) const {
+  return reinterpret_cast<std::atomic<std::uint64_t>*>(
+      mapping_.data() + offsets_.expert_rows)[std::size_t(layer) * shape().experts + expert];
 }
 PlanEntry* Exchange::Plan(int device) const {
   return reinterpret_cast<PlanEntry*>(DeviceArea(device) + offsets_.plan);

@@ -122,6 +122,9 @@ class Exchange {
     return entry[1 + source_rank % entry[0]];
   }
 
+  // Rows that the expert has computed since the start, on whatever device.
+  std::atomic<std::uint64_t>& ExpertRows(int layer, int expert) const;
+
   PlanEntry* Plan(int device) const;              // [max_slots]
   LogprobRecord* Sampled(int device) const;       // [max_slots], by plan entry
   LogprobRecord* PromptScores(int device) const;  // [max_rows], by row
@@ -132,7 +135,7 @@ class Exchange {
  private:
   struct Offsets {
     std::size_t tables = 0, table_stride = 0, history = 0, history_stride = 0, sampling = 0, placements = 0,
-                placement_stride = 0;
+                placement_stride = 0, expert_rows = 0;
     std::size_t devices = 0, device_stride = 0;
     std::size_t plan = 0, sampled = 0, scores = 0, activations = 0, routes = 0,
                 outputs = 0;  // within a device

@@ -14,7 +14,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <future>
+#include <mutex>
+#include <thread>
 
 namespace elasticmoe::runtime {
 
@@ -37,7 +43,49 @@ void Process::Signal(int signal) const {
   ::syscall(SYS_pidfd_send_signal, pidfd.get(), signal, nullptr, 0);
 }
 
-Expected<Process> SpawnSelf(const SpawnOptions& options) {
+namespace {
+
+// The kernel ends a child with its parent when the thread that forked it ends, not the process: so one
+// thread, which lives as long as the process, forks all.
+class Spawner {
+ public:
+  static Spawner& Get() {
+    static auto* const spawner = new Spawner;  // never ends
+    return *spawner;
+  }
+
+  Expected<Process> Run(const std::function<Expected<Process>()>& spawn) {
+    std::packaged_task<Expected<Process>()> task(spawn);
+    auto result = task.get_future();
+    {
+      const std::scoped_lock lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    work_.notify_one();
+    return result.get();
+  }
+
+ private:
+  Spawner() {
+    std::thread([this] {
+      std::unique_lock lock(mutex_);
+      for (;;) {
+        work_.wait(lock, [this] { return !tasks_.empty(); });
+        auto task = std::move(tasks_.front());
+        tasks_.pop_front();
+        lock.unlock();
+        task();
+        lock.lock();
+      }
+    }).detach();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable work_;
+  std::deque<std::packaged_task<Expected<Process>()>> tasks_;
+};
+
+Expected<Process> Spawn(const SpawnOptions& options) {
   std::vector<std::string> texts{"elasticmoe"};
   texts.insert(texts.end(), options.arguments.begin(), options.arguments.end());
   std::vector<char*> argv;
@@ -50,6 +98,9 @@ Expected<Process> SpawnSelf(const SpawnOptions& options) {
   if (pid == 0) {  // only async-signal-safe calls from here
     for (int fd : options.inherit) ::fcntl(fd, F_SETFD, 0);
     if (options.own_session) ::setsid();
+    if (options.quiet)
+      if (const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC); nowhere >= 0)
+        ::dup2(nowhere, STDOUT_FILENO);
     if (options.die_with_parent) {
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
       if (::getppid() != parent) ::_exit(1);
@@ -70,6 +121,12 @@ Expected<Process> SpawnSelf(const SpawnOptions& options) {
                 std::strerror(errno));
   }
   return process;
+}
+
+}  // namespace
+
+Expected<Process> SpawnSelf(const SpawnOptions& options) {
+  return Spawner::Get().Run([&] { return Spawn(options); });
 }
 
 std::vector<int> AllowedCpus() {

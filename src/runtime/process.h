@@ -23,6 +23,7 @@ struct Process {
 struct SpawnOptions {
   std::vector<std::string> arguments;  // after the program's own path
   std::vector<int> inherit;            // descriptors the child gets, at the same numbers
+  bool quiet = false;                  // its standard output goes nowhere
   bool own_session = true;             // a terminal's Ctrl-C goes to the coordinator alone
   bool die_with_parent = true;         // SIGKILL when the coordinator ends, however it ends
 };

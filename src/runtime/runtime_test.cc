@@ -139,20 +139,21 @@ TEST(Exchange, SamplingSurvivesTheTrip) {
 
 class MemoryOwnerTest : public ::testing::Test {
  protected:
-  static HmmOptions Options(int devices, bool apart) {
+  static Expected<std::unique_ptr<MemoryOwner>> Create(int devices, bool apart) {
     HmmOptions options;
     options.model = ELASTICMOE_MODELS "/demo";
-    options.devices = devices;
     options.max_devices = 4;
     options.domain_per_device = apart;
     options.kv_memory_bytes = 2 << 20;
     options.pages = PageKind::kSmall;
-    return options;
+    std::vector<DeviceId> members;
+    for (int i = 0; i < devices; ++i) members.emplace_back(i);
+    return MemoryOwner::Create(options, core::EvenPlacement(Epoch(1), members, 5, 16));
   }
 };
 
 TEST_F(MemoryOwnerTest, GivesEveryExpertAPlaceAndTheMapSurvivesJson) {
-  auto owner = MemoryOwner::Create(Options(3, false));
+  auto owner = Create(3, false);
   ASSERT_TRUE(owner) << owner.error().message;
   ASSERT_TRUE((*owner)->Load());
   EXPECT_EQ((*owner)->LoadedBytes(), (*owner)->TotalBytes());
@@ -167,12 +168,17 @@ TEST_F(MemoryOwnerTest, GivesEveryExpertAPlaceAndTheMapSurvivesJson) {
 }
 
 TEST_F(MemoryOwnerTest, CopiesExpertsBetweenDomainsAndRefusesToLoseOne) {
-  auto created = MemoryOwner::Create(Options(2, true));
+  auto created = Create(2, true);
   ASSERT_TRUE(created) << created.error().message;
   MemoryOwner& owner = **created;
   ASSERT_TRUE(owner.Load());
   ASSERT_TRUE(owner.OpenDomain(DomainId(2)));
   EXPECT_FALSE(owner.OpenDomain(DomainId(2)));
+  const std::uint64_t half = owner.SharedBytes() / 2;
+  EXPECT_TRUE(owner.CopyShared(DomainId(2), 0, half));
+  EXPECT_TRUE(owner.CopyShared(DomainId(2), half, owner.SharedBytes() - half));
+  EXPECT_FALSE(owner.CopyShared(DomainId(2), half, owner.SharedBytes()));  // beyond the end
+  EXPECT_FALSE(owner.CopyShared(DomainId(3), 0, half));                    // not open
   const ExpertId moved[] = {{0, 0}, {1, 1}};
   EXPECT_FALSE(owner.DropExperts(DomainId(0), moved));  // nowhere else
   const auto report = owner.CopyExperts(DomainId(0), DomainId(2), moved);
@@ -186,7 +192,7 @@ TEST_F(MemoryOwnerTest, CopiesExpertsBetweenDomainsAndRefusesToLoseOne) {
 }
 
 TEST_F(MemoryOwnerTest, KvGrowsAndShrinksByDevice) {
-  auto owner = MemoryOwner::Create(Options(2, false));
+  auto owner = Create(2, false);
   ASSERT_TRUE(owner);
   const std::size_t before = (*owner)->Describe().domains[0].kv_chunks.size();
   auto grown = (*owner)->SetKvChunks(DomainId(0), DeviceId(2), 1);

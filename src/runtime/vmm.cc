@@ -4,11 +4,17 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 
 #include "base/check.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 // Linux 5.14 and 6.1; Debian 12's C library headers may lack them.
 #ifndef MADV_POPULATE_READ
@@ -43,7 +49,27 @@ std::size_t Meminfo(const std::string& key) {
   return 0;
 }
 
-// Bytes of the range that are mapped by 2 MiB entries, from smaps.
+// With [never], advice does nothing, and collapsing does without any setting.
+bool MustCollapse() {
+  static const bool must =
+      FirstLine("/sys/kernel/mm/transparent_hugepage/shmem_enabled").find("[never]") != std::string::npos;
+  return must;
+}
+
+}  // namespace
+
+std::string_view ToString(PageKind kind) {
+  switch (kind) {
+    case PageKind::kSmall:
+      return "4 KiB";
+    case PageKind::kTransparentHuge:
+      return "2 MiB transparent";
+    case PageKind::kHugetlb:
+      return "2 MiB hugetlb";
+  }
+  return "unknown";
+}
+
 std::size_t HugeMapped(const std::byte* data) {
   std::ifstream smaps("/proc/self/smaps");
   std::string line;
@@ -59,20 +85,6 @@ std::size_t HugeMapped(const std::byte* data) {
       return kilobytes << 10;
   }
   return 0;
-}
-
-}  // namespace
-
-std::string_view ToString(PageKind kind) {
-  switch (kind) {
-    case PageKind::kSmall:
-      return "4 KiB";
-    case PageKind::kTransparentHuge:
-      return "2 MiB transparent";
-    case PageKind::kHugetlb:
-      return "2 MiB hugetlb";
-  }
-  return "unknown";
 }
 
 Mapping::Mapping(Mapping&& other) noexcept
@@ -127,6 +139,15 @@ Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset,
   return {};
 }
 
+Status Unmap(const Mapping& range, std::size_t at, std::size_t bytes) {
+  EM_CHECK(at + bytes <= range.size());
+  if (::mmap(range.data() + at, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+             0) == MAP_FAILED)
+    return Fail(ErrorCode::kResourceExhausted, "unmapping {} bytes of shared memory: {}", bytes,
+                std::strerror(errno));
+  return {};
+}
+
 Expected<Mapping> Map(int fd, std::size_t offset, std::size_t bytes, bool writable) {
   const std::size_t lead = offset % kHugePage;  // keeps address = offset (mod 2 MiB)
   EM_ASSIGN_OR_RETURN(Mapping range, Reserve(lead + bytes));
@@ -135,17 +156,46 @@ Expected<Mapping> Map(int fd, std::size_t offset, std::size_t bytes, bool writab
   return range;
 }
 
-Expected<double> Populate(std::byte* data, std::size_t bytes, PageKind kind) {
-  if (bytes == 0) return 1.0;
-  if (kind == PageKind::kTransparentHuge) ::madvise(data, bytes, MADV_HUGEPAGE);
-  if (::madvise(data, bytes, MADV_POPULATE_WRITE) != 0)
+Status Populate(std::byte* data, std::size_t bytes, PageKind kind) {
+  if (bytes == 0) return {};
+  const auto begin = reinterpret_cast<std::uintptr_t>(data);
+  if (kind == PageKind::kTransparentHuge) {
+    ::madvise(data - begin % kHugePage, RoundUp(begin % kHugePage + bytes, kHugePage), MADV_HUGEPAGE);
+    const std::uintptr_t first = RoundUp(begin, kHugePage), last = (begin + bytes) / kHugePage * kHugePage;
+    if (MustCollapse() && first < last) {
+      // An empty huge page is not collapsed, one with a single small page is: far cheaper than backing all
+      // small pages first. Where it fails, those come below.
+      for (std::uintptr_t at = first; at < last; at += kHugePage)
+        std::atomic_ref(*reinterpret_cast<std::uint8_t*>(at)).fetch_or(0);
+      ::madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
+    }
+  }
+  const std::uintptr_t page = begin / 4096 * 4096;
+  if (::madvise(reinterpret_cast<void*>(page), begin + bytes - page, MADV_POPULATE_WRITE) != 0)
     return Fail(ErrorCode::kResourceExhausted,
                 "backing {} bytes with memory: {}; free memory or lower the budgets", bytes,
                 std::strerror(errno));
-  if (kind == PageKind::kTransparentHuge && HugeMapped(data) < bytes / 2)
-    ::madvise(data, bytes / kHugePage * kHugePage,
-              MADV_COLLAPSE);  // needs no system setting; may fail: then 4 KiB pages stay
-  return std::min(1.0, static_cast<double>(HugeMapped(data)) / static_cast<double>(bytes));
+  return {};
+}
+
+void CopyPastCaches(std::byte* to, const std::byte* from, std::size_t bytes) {
+#if defined(__SSE2__)
+  const std::size_t lead = std::min(bytes, (64 - reinterpret_cast<std::uintptr_t>(to) % 64) % 64);
+  std::memcpy(to, from, lead);
+  to += lead, from += lead, bytes -= lead;
+  for (; bytes >= 64; to += 64, from += 64, bytes -= 64) {
+    const auto* source = reinterpret_cast<const __m128i*>(from);
+    auto* target = reinterpret_cast<__m128i*>(to);
+    const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+    const __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+    _mm_stream_si128(target, a);
+    _mm_stream_si128(target + 1, b);
+    _mm_stream_si128(target + 2, c);
+    _mm_stream_si128(target + 3, d);
+  }
+  _mm_sfence();
+#endif
+  std::memcpy(to, from, bytes);
 }
 
 void Prefault(std::byte* data, std::size_t bytes) {

@@ -49,9 +49,20 @@ Expected<Mapping> Reserve(std::size_t bytes);
 Status MapInto(const Mapping& range, std::size_t at, int fd, std::size_t offset, std::size_t bytes,
                bool writable);
 
-// Backs the range with memory now, in huge pages where `kind` asks for them (advice, then MADV_COLLAPSE).
-// Returns the share of bytes that is in huge pages. kResourceExhausted if memory runs out.
-Expected<double> Populate(std::byte* data, std::size_t bytes, PageKind kind);
+// Back to addresses without memory.
+Status Unmap(const Mapping& range, std::size_t at, std::size_t bytes);
+
+// Backs the range with memory now, in huge pages where `kind` asks for them and whole ones lie in the range
+// (by advice where the system allows it, else by MADV_COLLAPSE). What is there stays. kResourceExhausted if
+// memory runs out.
+Status Populate(std::byte* data, std::size_t bytes, PageKind kind);
+
+// Bytes of the mapping at `data` that this process has mapped by 2 MiB entries. Reads /proc: milliseconds.
+std::size_t HugeMapped(const std::byte* data);
+
+// memcpy for megabytes: past the caches, so that it neither empties them nor reads what it overwrites (1.7
+// times faster than memcpy for an expert of 3 MiB here).
+void CopyPastCaches(std::byte* to, const std::byte* from, std::size_t bytes);
 
 // Makes this process's page tables for a range that is backed already, so that no step pays for it. Best
 // effort.

@@ -178,6 +178,10 @@ void ApiServer::AddRoute(std::string method, std::string path, Handler handler, 
                      .handler = std::move(handler)});
 }
 
+Metrics& ApiServer::metrics() {
+  return impl_->context->metrics;
+}
+
 void ApiServer::AddMetrics(std::function<std::string()> lines) {
   std::lock_guard lock(impl_->metrics_mutex);
   impl_->more_metrics.push_back(std::move(lines));

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "runtime/engine.h"
 #include "server/http_server.h"
+#include "server/metrics.h"
 #include "server/openai_request.h"
 #include "server/output_parser.h"
 #include "server/text_tools.h"
@@ -46,6 +47,7 @@ class ApiServer {
   // Also while serving. `guarded`: needs an API key where there are any.
   void AddRoute(std::string method, std::string path, Handler handler, bool guarded = true);
 
+  Metrics& metrics();
   // Adds lines to the metrics page (Prometheus' text format). Called at each scrape on an I/O thread.
   void AddMetrics(std::function<std::string()> lines);
 

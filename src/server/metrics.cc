@@ -6,6 +6,7 @@
 #include <prometheus/registry.h>
 #include <prometheus/text_serializer.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -23,6 +24,7 @@ const Buckets kTokenS = {.01, .025, .05, .075, .1, .15, .2, .3, .4, .5, .75, 1, 
 const Buckets kRequestS = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                            30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const Buckets kN = {1, 2, 5, 10, 20};
+const Buckets kResizeS = {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 25, 50, 100};
 
 // 1, 2, 5, 10, ... up to `limit`.
 Buckets OneTwoFive(int limit) {
@@ -40,6 +42,10 @@ struct Metrics::Impl {
   prometheus::Registry registry;
   prometheus::Family<prometheus::Counter>* success;
   prometheus::Family<prometheus::Counter>* http;
+  prometheus::Family<prometheus::Counter>* resizes;
+  prometheus::Family<prometheus::Histogram>* resize_latency;
+  prometheus::Histogram *resize_capacity, *resize_pause;
+  prometheus::Counter *resize_remapped, *resize_copied, *resize_stages;
   prometheus::Counter *prompt_tokens, *generation_tokens;
   prometheus::Histogram *first_token, *inter_token, *per_token, *e2e, *queue, *prefill, *decode, *inference;
   prometheus::Histogram *request_prompt, *request_generation, *request_max_tokens, *request_n,
@@ -69,6 +75,23 @@ Metrics::Metrics(std::string model_name, int max_model_len) : impl_(std::make_un
                 .Name("http_requests_total")
                 .Help("HTTP requests, by route, method and status.")
                 .Register(m.registry);
+  m.resizes = &prometheus::BuildCounter()
+                   .Name("elasticmoe_resize_operations_total")
+                   .Help("Resizes that ended, by strategy and result.")
+                   .Register(m.registry);
+  m.resize_latency = &prometheus::BuildHistogram()
+                          .Name("elasticmoe_resize_scaling_latency_seconds")
+                          .Help("Command to the new size serving, by strategy.")
+                          .Register(m.registry);
+  m.resize_capacity = m.Add("elasticmoe_resize_first_capacity_seconds",
+                            "Command to the first token of a new device.", kResizeS);
+  m.resize_pause =
+      m.Add("elasticmoe_resize_pause_seconds", "Longest time between two steps in a resize.", kResizeS);
+  m.resize_remapped =
+      m.AddCounter("elasticmoe_resize_bytes_remapped_total", "Expert bytes that changed owner.");
+  m.resize_copied =
+      m.AddCounter("elasticmoe_resize_bytes_copied_total", "Expert bytes copied between domains.");
+  m.resize_stages = m.AddCounter("elasticmoe_resize_stages_total", "Stages of resizes that were committed.");
   const Buckets tokens = OneTwoFive(max_model_len);
   m.prompt_tokens = m.AddCounter("vllm:prompt_tokens_total", "Prompt tokens prefilled.");
   m.generation_tokens = m.AddCounter("vllm:generation_tokens_total", "Generated tokens.");
@@ -126,6 +149,22 @@ void Metrics::RequestDone(const RequestRecord& r) {
   }
 }
 
+void Metrics::ResizeDone(const core::ResizeReport& report) {
+  Impl& m = *impl_;
+  Labels labels = m.labels;
+  labels["strategy"] = report.strategy;  // one of ours: others are refused
+  const auto seconds = [&](TimeNs at) { return static_cast<double>(at - report.started) / 1e9; };
+  if (report.serving && !report.error)
+    m.resize_latency->Add(labels, kResizeS).Observe(seconds(*report.serving));
+  labels["result"] = std::string(core::ToString(report.state));
+  m.resizes->Add(labels).Increment();
+  if (report.first_capacity) m.resize_capacity->Observe(seconds(*report.first_capacity));
+  m.resize_pause->Observe(static_cast<double>(report.longest_step_gap) / 1e9);
+  m.resize_remapped->Increment(static_cast<double>(report.bytes_remapped));
+  m.resize_copied->Increment(static_cast<double>(report.bytes_copied));
+  m.resize_stages->Increment(report.stages_committed);
+}
+
 void Metrics::HttpResponse(std::string_view method, std::string_view route, int status) {
   // Labels come from our own lists only: a client must not be able to make new series.
   static constexpr std::string_view kMethods[] = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"};
@@ -181,6 +220,25 @@ std::string Metrics::Page(const runtime::EngineStats& stats, int connections) co
   add("elasticmoe_recoveries_total", "Workers replaced after they died.", kCounter, number(stats.recoveries));
   add("elasticmoe_http_connections", "Open HTTP connections.", kGauge, connections);
   add("elasticmoe_devices", "Devices of the placement that serves.", kGauge, number(stats.devices.size()));
+  add("elasticmoe_resize_in_progress", "1 while a resize runs.", kGauge, stats.resizing ? 1 : 0);
+  add("elasticmoe_standby_workers", "Workers that are ready to take over or to grow.", kGauge, stats.standby);
+  for (const auto& [phase, count] : stats.phases)
+    add("elasticmoe_devices_by_phase", "Devices by their phase in a resize.", kGauge, count,
+        {{"phase", phase}});
+  for (const auto& domain : stats.domains)
+    for (const auto& [use, bytes] :
+         {std::pair{"shared", domain.shared_bytes}, std::pair{"experts", domain.expert_bytes},
+          std::pair{"kv", domain.kv_bytes}})
+      add("elasticmoe_memory_bytes", "Memory of a domain by use.", kGauge, number(bytes),
+          {{"domain", fmt::format("{}", domain.domain)}, {"use", use}});
+  double most_rows = 0, all_rows = 0;
+  for (const auto& device : stats.devices) {
+    most_rows = std::max(most_rows, number(device.rows));
+    all_rows += number(device.rows);
+  }
+  if (all_rows > 0)
+    add("elasticmoe_device_imbalance", "Rows of the busiest device over the mean, since the start.", kGauge,
+        most_rows * number(stats.devices.size()) / all_rows);
   for (const auto& device : stats.devices)
     add("elasticmoe_device_sequences", "Sequences that a device serves.", kGauge, device.sequences,
         {{"device", fmt::format("{}", device.device)}});

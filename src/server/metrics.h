@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/control/resize_values.h"
 #include "runtime/engine.h"
 
 namespace elasticmoe::server {
@@ -33,6 +34,7 @@ class Metrics {
   void FirstToken(double seconds_since_arrival);
   void NextTokens(double seconds_since_last, int tokens);
   void RequestDone(const RequestRecord& record);
+  void ResizeDone(const core::ResizeReport& report);
   void HttpResponse(std::string_view method, std::string_view route, int status);
 
   // The page in Prometheus' text format. `connections`: open HTTP connections.

@@ -8,8 +8,7 @@
 namespace elasticmoe::server {
 namespace {
 
-using runtime::ElasticEngine;
-using runtime::ResizeController;
+using runtime::ReplicaSet;
 
 HttpResponse Answer(int status, const Json& body) {
   return {.status = status, .body = DumpJson(body)};
@@ -73,7 +72,8 @@ Json Operation(const core::ResizeReport& report) {
                    : report.stages == 0 ? 0.0
                                         : static_cast<double>(report.stages_committed) / report.stages},
       {"report",
-       {{"scaling_latency_ms", Milliseconds(report.started, report.finished)},
+       {{"scaling_latency_ms", Milliseconds(report.started, report.serving)},
+        {"total_ms", Milliseconds(report.started, report.finished)},
         {"first_capacity_ms", Milliseconds(report.started, report.first_capacity)},
         {"pause_ms", static_cast<double>(report.longest_step_gap) / 1e6},
         {"stages", report.stages},
@@ -82,6 +82,10 @@ Json Operation(const core::ResizeReport& report) {
         {"bytes_copied", report.bytes_copied},
         {"refused", report.refused},
         {"failed", report.failed}}}};
+  Json peaks = Json::array();  // weights, as planned before anything began
+  for (const core::DomainPeak& peak : report.domain_peaks)
+    peaks.push_back({{"domain", peak.domain.value}, {"bytes", peak.bytes}});
+  body["peak_weight_bytes"] = peaks;
   body["error"] = report.error ? Json(report.error->message) : Json();
   return body;
 }
@@ -137,18 +141,24 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
       return tl::unexpected(BadField{
           key, {ErrorCode::kInvalidArgument, fmt::format("{} must be a string of 1 to 200 bytes", key)}});
   if (body.contains("deadline_s") && !body["deadline_s"].is_null()) {
-    auto seconds = Integer(body, "deadline_s", 1);
-    if (!seconds) return tl::unexpected(BadField{"deadline_s", seconds.error()});
-    command.deadline =
-        std::chrono::steady_clock::now().time_since_epoch().count() + TimeNs{*seconds} * 1'000'000'000;
+    const Json& seconds = body["deadline_s"];
+    if (!seconds.is_number() || seconds.get<double>() <= 0 || seconds.get<double>() > 1e6)
+      return tl::unexpected(BadField{
+          "deadline_s", {ErrorCode::kInvalidArgument, "deadline_s must be a number above 0, at most 1e6"}});
+    command.deadline = std::chrono::steady_clock::now().time_since_epoch().count() +
+                       static_cast<TimeNs>(seconds.get<double>() * 1e9);
   }
   return command;
 }
 
-Json Cluster(const ElasticEngine& engine, const ResizeController& controller) {
-  const core::Placement placement = engine.PlacementNow();
-  const runtime::EngineStats stats = engine.Stats();
-  const auto running = controller.Running();
+HttpResponse Cluster(const ReplicaSet& replicas) {
+  const auto primary = replicas.Primary();
+  if (!primary)
+    return Refusal({ErrorCode::kUnavailable, "the server is being restarted at another size"}, "");
+  const runtime::ResizeController& controller = *primary->controller;
+  const core::Placement placement = primary->engine->PlacementNow();
+  const runtime::EngineStats stats = primary->engine->Stats();
+  const auto running = replicas.RunningResize();
   Json devices = Json::array();
   for (const auto& [device, phase] : controller.Phases()) {
     Json entry = {{"device", device.value},
@@ -173,19 +183,29 @@ Json Cluster(const ElasticEngine& engine, const ResizeController& controller) {
     }
     experts.push_back(row);
   }
-  return {{"epoch", placement.epoch().value},
-          {"desired", running ? running->to.size() : placement.members().size()},
-          {"active", placement.members().size()},
-          {"max_devices", engine.options().max_devices},
-          {"operation", running ? Json(running->operation) : Json()},
-          {"devices", devices},
-          {"kv_blocks", stats.kv_blocks},
-          {"kv_usage", stats.kv_usage},
-          {"experts", experts}};
+  Json memory = Json::array();
+  for (const runtime::DomainStats& domain : stats.domains)
+    memory.push_back({{"domain", domain.domain.value},
+                      {"shared_bytes", domain.shared_bytes},
+                      {"expert_bytes", domain.expert_bytes},
+                      {"kv_bytes", domain.kv_bytes}});
+  Json body = {{"epoch", placement.epoch().value},
+               {"replicas", replicas.Replicas()},
+               {"desired", running ? running->to.size() : placement.members().size()},
+               {"active", placement.members().size()},
+               {"max_devices", replicas.options().max_devices},
+               {"operation", running ? Json(running->operation) : Json()},
+               {"devices", devices},
+               {"kv_blocks", stats.kv_blocks},
+               {"kv_usage", stats.kv_usage},
+               {"standby", stats.standby},
+               {"memory", memory},
+               {"experts", experts}};
+  return Answer(200, body);
 }
 
 // vLLM's words, vLLM's statuses.
-HttpResponse ScaleElasticEp(const std::string& text, ResizeController& controller) {
+HttpResponse ScaleElasticEp(const std::string& text, ReplicaSet& replicas) {
   const auto body = ParseJson(text);
   if (!body || !body->is_object()) return Refusal({ErrorCode::kInvalidArgument, "Invalid JSON format"}, "");
   auto size = Integer(*body, "new_data_parallel_size", 1);
@@ -200,9 +220,9 @@ HttpResponse ScaleElasticEp(const std::string& text, ResizeController& controlle
   command.count = *size;
   command.operation = NewOperationId();
   const std::string operation = command.operation;
-  if (auto started = controller.Start(std::move(command)); !started)
+  if (auto started = replicas.Resize(std::move(command)); !started)
     return Refusal(started.error(), "new_data_parallel_size");
-  const auto report = controller.Await(operation, TimeNs{drain_timeout} * 1'000'000'000);
+  const auto report = replicas.AwaitResize(operation, TimeNs{drain_timeout} * 1'000'000'000);
   if (!report || !report->finished)
     return Refusal({ErrorCode::kDeadlineExceeded,
                     fmt::format("Scale failed due to request drain timeout after {} seconds", drain_timeout)},
@@ -222,34 +242,39 @@ Handler Waiting(std::function<HttpResponse(const std::string& body)> answer) {
 
 }  // namespace
 
-void AddScaleRoutes(ApiServer& server, ElasticEngine& engine, ResizeController& controller) {
-  server.AddRoute("POST", "/v1/scale", Plain([&controller](const HttpRequest& request) {
+void AddScaleRoutes(ApiServer& server, ReplicaSet& replicas) {
+  replicas.SetResizeObserver(
+      [&server](const core::ResizeReport& report) { server.metrics().ResizeDone(report); });
+  server.AddRoute("POST", "/v1/scale", Plain([&replicas](const HttpRequest& request) {
                     const auto body = ParseJson(request.body);
                     if (!body) return Refusal(body.error(), "");
                     auto command = ParseCommand(*body);
                     if (!command) return Refusal(command.error().error, command.error().param);
-                    const auto report = controller.Start(std::move(*command));
+                    const auto report = replicas.Resize(std::move(*command));
                     return report ? Answer(202, Operation(*report)) : Refusal(report.error(), "devices");
                   }));
   server.AddRoute(
-      "GET", "/v1/scale/*", Plain([&controller](const HttpRequest& request) {
-        const auto report = controller.Find(request.rest);
+      "GET", "/v1/scale/*", Plain([&replicas](const HttpRequest& request) {
+        constexpr std::string_view kTrace = "/trace";
+        if (std::string id = request.rest; id.ends_with(kTrace)) {
+          id.resize(id.size() - kTrace.size());
+          if (const auto trace = replicas.TraceOf(id)) return Answer(200, *trace);
+          return Refusal({ErrorCode::kNotFound, fmt::format("there is no trace of operation {}", id)}, "id");
+        }
+        const auto report = replicas.FindResize(request.rest);
         if (!report)
           return Refusal({ErrorCode::kNotFound, fmt::format("operation {} is unknown", request.rest)}, "id");
         return Answer(200, Operation(*report));
       }));
-  server.AddRoute("DELETE", "/v1/scale/*", Plain([&controller](const HttpRequest& request) {
-                    const auto report = controller.Cancel(request.rest);
+  server.AddRoute("DELETE", "/v1/scale/*", Plain([&replicas](const HttpRequest& request) {
+                    const auto report = replicas.CancelResize(request.rest);
                     return report ? Answer(200, Operation(*report)) : Refusal(report.error(), "id");
                   }));
-  server.AddRoute("GET", "/v1/cluster", Plain([&engine, &controller](const HttpRequest&) {
-                    return Answer(200, Cluster(engine, controller));
-                  }));
-  server.AddRoute("POST", "/scale_elastic_ep", Waiting([&controller](const std::string& body) {
-                    return ScaleElasticEp(body, controller);
-                  }));
-  server.AddRoute("POST", "/is_scaling_elastic_ep", Plain([&controller](const HttpRequest&) {
-                    return Answer(200, {{"is_scaling_elastic_ep", controller.Running().has_value()}});
+  server.AddRoute("GET", "/v1/cluster", Plain([&replicas](const HttpRequest&) { return Cluster(replicas); }));
+  server.AddRoute("POST", "/scale_elastic_ep",
+                  Waiting([&replicas](const std::string& body) { return ScaleElasticEp(body, replicas); }));
+  server.AddRoute("POST", "/is_scaling_elastic_ep", Plain([&replicas](const HttpRequest&) {
+                    return Answer(200, {{"is_scaling_elastic_ep", replicas.RunningResize().has_value()}});
                   }));
 }
 

@@ -2,16 +2,17 @@
 // /is_scaling_elastic_ep). Unlike vLLM's server, ours serves on while it scales.
 #pragma once
 
-#include "runtime/coordinator/resize_controller.h"
+#include "runtime/coordinator/replica_set.h"
 #include "server/api_server.h"
 
 namespace elasticmoe::server {
 
-// Both must outlive the server.
-//   POST   /v1/scale {"devices":N,"remove":[d..],"strategy":"elastic","operation_id":"..","deadline_s":t}  ->
-//   202 operation GET    /v1/scale/{id} -> 200 operation DELETE /v1/scale/{id} -> 200 operation GET
-//   /v1/cluster                                                                                     -> 200
-//   devices and their phases
-void AddScaleRoutes(ApiServer& server, runtime::ElasticEngine& engine, runtime::ResizeController& controller);
+// The set must outlive the server.
+//   POST   /v1/scale {"devices":N,"remove":[d..],"strategy":"elastic","operation_id":"..","deadline_s":t} ->
+//   202
+//                    an operation
+//   GET    /v1/scale/{id} -> 200 the operation; DELETE /v1/scale/{id} -> 200 the operation, being taken back
+//   GET    /v1/cluster    -> 200 devices, their phases, where experts are, memory
+void AddScaleRoutes(ApiServer& server, runtime::ReplicaSet& replicas);
 
 }  // namespace elasticmoe::server

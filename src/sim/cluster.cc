@@ -32,6 +32,7 @@ core::PlanFacts Cluster::MakeFacts(Rng& rng) {
   facts.expert_bytes = 1000;
   facts.shared_bytes = 5000;
   facts.stage_experts = 1 + static_cast<int>(rng.Below(8));
+  facts.at_once = rng.Below(2) == 0;
   const int devices = 2 + static_cast<int>(rng.Below(4));
   const int devices_a_domain = rng.Below(3) == 0 ? devices : 1 + static_cast<int>(rng.Below(2));
   const bool unequal = rng.Below(3) == 0, tight = rng.Below(4) == 0;

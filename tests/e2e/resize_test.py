@@ -1,6 +1,7 @@
 """Growing and shrinking under load: nothing refused, nothing changed, nothing left behind."""
 import os
 import pathlib
+import re
 import signal
 import threading
 import time
@@ -28,11 +29,26 @@ def server_json(server, path):
     return json.loads(server.request("GET", path)[1])
 
 
+def await_kv_blocks(server, condition):
+    """KV memory follows a resize in the background."""
+    deadline = time.monotonic() + 20
+    while not condition(blocks := server_json(server, "/v1/cluster")["kv_blocks"]):
+        assert time.monotonic() < deadline, blocks
+        time.sleep(0.02)
+    return blocks
+
+
+def preemptions(server):
+    return re.search(rb"^vllm:num_preemptions_total\S* (\S+)", server.request("GET", "/metrics")[1], re.M).group(1)
+
+
 def descriptors_and_mappings(pid):
     return len(os.listdir(f"/proc/{pid}/fd")), len(pathlib.Path(f"/proc/{pid}/maps").read_text().splitlines())
 
 
 class Resize(unittest.TestCase):
+    FLAGS = []
+
     @classmethod
     def setUpClass(cls):
         with Server(devices=2) as server:
@@ -55,7 +71,7 @@ class Resize(unittest.TestCase):
         return outcome
 
     def test_grows_and_shrinks_under_load_with_the_same_tokens(self):
-        with Server(devices=1, flags=["--max-devices", "6"]) as server:
+        with Server(devices=1, flags=["--max-devices", "6", *self.FLAGS]) as server:
             def scale():
                 return [await_scale(server, n) for n in (2, 4, 3, 1)]
 
@@ -64,9 +80,36 @@ class Resize(unittest.TestCase):
                 self.assertEqual(0, answer["report"]["refused"] + answer["report"]["failed"])
             cluster = server_json(server, "/v1/cluster")
             self.assertEqual([0], [d["device"] for d in cluster["devices"] if d["member"]])
+            self.assertEqual(b"0", preemptions(server))  # handed over, nothing computed twice
+
+    def test_kv_memory_comes_and_goes_with_the_devices(self):
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            one = await_kv_blocks(server, lambda blocks: blocks > 0)
+
+            def there_and_back():
+                await_scale(server, 3)
+                await_kv_blocks(server, lambda blocks: blocks == 3 * one)
+                await_scale(server, 1)
+                await_kv_blocks(server, lambda blocks: blocks == one)
+
+            self.under_load(server, there_and_back)
+            self.assertEqual(b"0", preemptions(server))
+
+    def test_within_a_budget_kv_takes_what_the_experts_leave(self):
+        flags = ["--max-devices", "4", "--device-memory", "96MiB", "--kv-memory", "16MiB", *self.FLAGS]
+        with Server(devices=1, flags=flags) as server:
+            one = await_kv_blocks(server, lambda blocks: blocks > 0)
+
+            def there_and_back():
+                await_scale(server, 2)
+                await_kv_blocks(server, lambda blocks: blocks > 2 * one)
+                await_scale(server, 1)
+                await_kv_blocks(server, lambda blocks: blocks == one)
+
+            self.under_load(server, there_and_back)
 
     def test_a_worker_killed_in_the_middle_of_a_resize_changes_nothing(self):
-        with Server(devices=2, flags=["--max-devices", "6"]) as server:
+        with Server(devices=2, flags=["--max-devices", "6", *self.FLAGS]) as server:
             def scale_and_kill():
                 def kill():
                     for device in (0, 2, 1, 3):
@@ -83,12 +126,77 @@ class Resize(unittest.TestCase):
             for answer in self.under_load(server, scale_and_kill):
                 self.assertIn(answer["state"], ("done", "aborted"))
 
+    def test_the_hmm_killed_in_the_middle_of_a_resize_changes_nothing(self):
+        with Server(devices=2, flags=["--max-devices", "6", *self.FLAGS]) as server:
+            def scale_and_kill():
+                def kill():
+                    time.sleep(0.02)
+                    os.kill(server.children("hmm")[0], signal.SIGKILL)
+
+                killer = threading.Thread(target=kill)
+                killer.start()
+                answers = [await_scale(server, 4), await_scale(server, 1)]
+                killer.join()
+                return answers
+
+            for answer in self.under_load(server, scale_and_kill):
+                self.assertIn(answer["state"], ("done", "aborted"))
+            self.assertEqual("done", await_scale(server, 3)["state"])
+            self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=TOKENS))
+
+    def test_a_restarted_coordinator_goes_on_at_the_size_it_had(self):
+        flags = ["--max-devices", "4", *self.FLAGS]
+        with Server(devices=1, flags=flags) as server:
+            self.assertEqual("done", await_scale(server, 3)["state"])
+            hmm = server.children("hmm")[0]
+            server.process.kill()
+            server.process.wait()
+            with Server(devices=1, port=server.port, flags=flags) as again:
+                cluster = server_json(again, "/v1/cluster")
+                self.assertEqual([0, 1, 2], [d["device"] for d in cluster["devices"] if d["member"]])
+                self.assertEqual(self.wanted[1], again.complete(PROMPTS[1], max_tokens=TOKENS))
+                self.assertEqual("done", await_scale(again, 1)["state"])
+                self.assertEqual(self.wanted[2], again.complete(PROMPTS[2], max_tokens=TOKENS))
+                os.kill(hmm, 0)  # the same daemon all the while
+
+    def test_the_baselines_that_lose_nothing(self):
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            def scale():
+                return [await_scale(server, n, strategy=s)
+                        for s, n in (("extravagant", 2), ("colocated", 1), ("horizontal", 2), ("horizontal", 1), ("elastic", 2))]
+
+            for answer in self.under_load(server, scale):
+                self.assertEqual("done", answer["state"], answer)
+                self.assertEqual(0, answer["report"]["refused"] + answer["report"]["failed"])
+            self.assertEqual(1, len(server.children("hmm")))
+            self.assertEqual(self.wanted[3], server.complete(PROMPTS[3], max_tokens=TOKENS))
+
+    def test_a_cold_restart_ends_what_runs_and_serves_again(self):
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            answers = []
+            body = {"model": "demo", "prompt": PROMPTS[0], "max_tokens": 900, "ignore_eos": True}
+            thread = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", body)))
+            thread.start()
+            time.sleep(0.1)
+            answer = await_scale(server, 2, strategy="cold-restart")
+            thread.join()
+            self.assertEqual("done", answer["state"], answer)
+            self.assertGreaterEqual(answers[0][0], 500)
+            self.assertEqual(1, answer["report"]["failed"])
+            self.assertEqual(self.wanted[3], server.complete(PROMPTS[3], max_tokens=TOKENS))
+
+    def test_the_papers_drain_finishes_who_runs_before_it_switches(self):
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            for answer in self.under_load(server, lambda: [await_scale(server, n, strategy="drain") for n in (3, 1)]):
+                self.assertEqual("done", answer["state"], answer)
+
     def test_what_cannot_be_done_is_refused_and_changes_nothing(self):
         with Server(devices=2, flags=["--max-devices", "4"]) as server:
             before = server_json(server, "/v1/cluster")
             for body, status, word in [({"devices": 0}, 400, "devices"), ({"devices": 9}, 400, "max-devices=4"), ({"devices": "x"}, 400, "devices"),
                                        ({}, 400, "devices"), ({"devices": 1, "remove": [7]}, 400, "7"),
-                                       ({"devices": 3, "strategy": "magic"}, 501, "magic")]:
+                                       ({"devices": 3, "strategy": "magic"}, 400, "magic"),
+                                       ({"devices": 3, "strategy": "horizontal"}, 400, "multiple")]:
                 got, answer = server.post("/v1/scale", body)
                 self.assertEqual(status, got, answer)
                 self.assertIn(word, answer["error"]["message"])
@@ -109,7 +217,7 @@ class Resize(unittest.TestCase):
             self.assertEqual(400, server.post("/scale_elastic_ep", b"{")[0])
 
     def test_many_cycles_leave_nothing_behind(self):
-        with Server(devices=1, flags=["--max-devices", "3"]) as server:
+        with Server(devices=1, flags=["--max-devices", "3", *self.FLAGS]) as server:
             hmm = server.children("hmm")[0]
 
             def cycle(times):
@@ -125,6 +233,19 @@ class Resize(unittest.TestCase):
             for (fds, maps), (fds_after, maps_after) in zip(before, after):
                 self.assertLessEqual(fds_after, fds + 2)
                 self.assertLessEqual(maps_after, maps + 8)
+
+
+class ResizeBetweenDomains(Resize):
+    FLAGS = ["--domain-per-device"]
+
+
+class ResizeByRemapping(unittest.TestCase):
+    """The paper's vpage-remap instead of pointers: the same tests of what can differ."""
+    FLAGS = ["--expert-table", "remap"]
+    setUpClass = Resize.__dict__["setUpClass"]
+    under_load = Resize.under_load
+    test_grows_and_shrinks_under_load_with_the_same_tokens = Resize.test_grows_and_shrinks_under_load_with_the_same_tokens
+    test_many_cycles_leave_nothing_behind = Resize.test_many_cycles_leave_nothing_behind
 
 
 if __name__ == "__main__":

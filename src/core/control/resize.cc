@@ -71,8 +71,7 @@ void ResizeMachine::Step(TimeNs now, const ResizeEvent& event, std::vector<Resiz
         if constexpr (std::is_same_v<E, WorkerDiedEvent>) OnDeath(e.device);
         if constexpr (std::is_same_v<E, WorkerRecoveredEvent>) OnRecovery(e.device);
         if constexpr (std::is_same_v<E, FirstTokenEvent>) {
-          if (operation_ && operation_->joining.count(e.device) > 0 && !operation_->report.first_capacity)
-            operation_->report.first_capacity = now;
+          OnFirstToken(e.device);
         }
         if constexpr (std::is_same_v<E, TrafficEvent>) {
           if (!operation_) return;
@@ -218,6 +217,16 @@ void ResizeMachine::OnTick() {
     actions_->push_back(pending.action);
   }
   if (operation_->phase == Phase::kPrepare && !operation_->prepared && !Awaits<PrepareStage>()) AskPrepare();
+}
+
+// It may come after the end of the operation: that ends with the last commit, this with a step after it.
+void ResizeMachine::OnFirstToken(DeviceId device) {
+  ResizeReport* report = operation_ ? &operation_->report : ended_.empty() ? nullptr : &ended_.back().report;
+  if (report == nullptr || report->first_capacity) return;
+  const auto has = [&](const std::vector<DeviceId>& devices) {
+    return std::find(devices.begin(), devices.end(), device) != devices.end();
+  };
+  if (has(report->to) && !has(report->from)) report->first_capacity = now_;
 }
 
 void ResizeMachine::OnDeath(DeviceId device) {

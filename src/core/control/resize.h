@@ -100,6 +100,7 @@ class ResizeMachine {
   void OnCancel(const CancelEvent& event);
   void OnAnswer(const AnswerEvent& event);
   void OnTick();
+  void OnFirstToken(DeviceId device);
   void OnDeath(DeviceId device);
   void OnRecovery(DeviceId device);
 

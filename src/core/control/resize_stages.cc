@@ -177,6 +177,8 @@ void ResizeMachine::OnCommitted(const std::optional<Error>& error) {
     (move.kind == MoveKind::kRemap ? operation.report.bytes_remapped : operation.report.bytes_copied) +=
         move.kind == MoveKind::kRemap ? operation.facts.expert_bytes : move.bytes;
   operation.report.stages_committed += operation.reverse ? -1 : 1;
+  operation.report.serving.reset();
+  if (operation.report.stages_committed == operation.report.stages) operation.report.serving = now_;
   operation.attempts = 0;
   operation.phase = Phase::kRelease;
   Ask(ReleaseStage{{}, placement_.epoch(), stage.drops});

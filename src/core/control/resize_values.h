@@ -47,6 +47,7 @@ struct ResizeReport {
   std::optional<Error> error;  // why it was rolled back
   TimeNs started = 0;
   std::optional<TimeNs> first_capacity;  // first token computed by a new device
+  std::optional<TimeNs> serving;         // the new size serves: its last commit
   std::optional<TimeNs> finished;
   int stages = 0;
   int stages_committed = 0;          // less those that were taken back

@@ -6,6 +6,9 @@ namespace elasticmoe::core {
 
 void BlockPool::Resize(std::uint32_t size) {
   EM_CHECK(!ReferencedAtOrAbove(size));
+  limit_ = UINT32_MAX;
+  free_.insert(withheld_.begin(), withheld_.end());
+  withheld_.clear();
   for (std::uint32_t id = Size(); id < size; ++id) {
     blocks_.emplace_back();
     free_.insert(static_cast<std::int32_t>(id));
@@ -15,6 +18,17 @@ void BlockPool::Resize(std::uint32_t size) {
     free_.erase(static_cast<std::int32_t>(id));
   }
   blocks_.resize(size);
+}
+
+void BlockPool::Limit(std::uint32_t limit) {
+  free_.insert(withheld_.begin(), withheld_.end());
+  withheld_.clear();
+  limit_ = limit;
+  for (std::uint32_t id = limit; id < Size(); ++id) {
+    const auto block = static_cast<std::int32_t>(id);
+    Forget(BlockId(block));
+    if (free_.erase(block) > 0) withheld_.insert(block);
+  }
 }
 
 bool BlockPool::ReferencedAtOrAbove(std::uint32_t size) const {
@@ -58,7 +72,10 @@ void BlockPool::Release(BlockId block) {
   Block& entry = blocks_[block.value];
   EM_CHECK(entry.references > 0, "block={}", block);
   if (--entry.references > 0) return;
-  if (entry.content == 0) {
+  if (!BelowLimit(block.value)) {
+    EM_CHECK(entry.content == 0);
+    withheld_.insert(block.value);
+  } else if (entry.content == 0) {
     free_.insert(block.value);
   } else {
     entry.last_use = clock_++;
@@ -84,6 +101,7 @@ ContentId BlockPool::Publish(BlockId block, ContentId previous, std::span<const 
   Block& entry = blocks_[block.value];
   EM_CHECK(static_cast<int>(tokens.size()) == block_tokens_ && entry.references > 0);
   if (entry.content != 0) return entry.content;
+  if (!BelowLimit(block.value)) return next_content_++;  // nobody may find it: it goes
   const auto [at, inserted] = cached_.try_emplace(Key{previous, {tokens.begin(), tokens.end()}}, block.value);
   if (!inserted) return blocks_[at->second].content;
   key_of_.emplace(block.value, at);
@@ -100,8 +118,11 @@ void BlockPool::CheckIntegrity() const {
     const auto value = static_cast<std::int32_t>(id);
     const bool is_free = free_.count(value) > 0;
     const bool is_evictable = block.content != 0 && evictable_.count({block.last_use, value}) > 0;
-    EM_CHECK(int(is_free) + int(is_evictable) + int(block.references > 0) == 1, "block={} references={}", id,
-             block.references);
+    const bool is_withheld = withheld_.count(value) > 0;
+    EM_CHECK(int(is_free) + int(is_evictable) + int(is_withheld) + int(block.references > 0) == 1,
+             "block={} references={}", id, block.references);
+    EM_CHECK(BelowLimit(value) ? !is_withheld : !is_free && !is_evictable && block.content == 0, "block={}",
+             id);
     EM_CHECK((block.content != 0) == (key_of_.count(value) > 0));
     if (block.content != 0) EM_CHECK(key_of_.at(value)->second == value);
   }

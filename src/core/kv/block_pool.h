@@ -4,10 +4,12 @@
 // A cached content is named by its own tokens and the identity of the content before it, compared exactly: no
 // collision of hashes can give a sequence somebody else's past.
 //
-// Invariants (CheckIntegrity): a block is free, or referenced, or cached-unreferenced (evictable), never two
-// of them; each cached block is found under its key.
+// Invariants (CheckIntegrity): a block is free, or referenced, or cached-unreferenced (evictable), or
+// withheld, never two of them; each cached block is found under its key; what is given out lies below the
+// limit.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -29,11 +31,16 @@ class BlockPool {
   std::uint32_t Size() const { return static_cast<std::uint32_t>(blocks_.size()); }
   // Blocks that Allocate could give: free ones and cached ones that nobody references.
   std::uint32_t Available() const { return static_cast<std::uint32_t>(free_.size() + evictable_.size()); }
-  std::uint32_t Referenced() const { return Size() - Available(); }
+  std::uint32_t Referenced() const {
+    return Size() - Available() - static_cast<std::uint32_t>(withheld_.size());
+  }
 
-  // Adds ids at the top, or takes them from the top. Shrinking: REQUIRES no block at or above `size` is
-  // referenced.
+  // Adds ids at the top, or takes them from the top; no limit is left. Shrinking: REQUIRES no block at or
+  // above `size` is referenced.
   void Resize(std::uint32_t size);
+  // No block at or above `limit` is given out from now on, so that they come free: before a Resize to it.
+  void Limit(std::uint32_t limit);
+  std::uint32_t Usable() const { return std::min(limit_, Size()); }
   bool ReferencedAtOrAbove(std::uint32_t size) const;
 
   // The lowest free block, else the least recently used cached one (which is forgotten). One reference.
@@ -69,10 +76,13 @@ class BlockPool {
     std::uint64_t last_use = 0;  // when it was released, for eviction
   };
   void Forget(BlockId block);
+  bool BelowLimit(std::int32_t block) const { return static_cast<std::uint32_t>(block) < limit_; }
 
   int block_tokens_;
   std::vector<Block> blocks_;
   std::set<std::int32_t> free_;
+  std::set<std::int32_t> withheld_;  // unreferenced, at or above the limit
+  std::uint32_t limit_ = UINT32_MAX;
   std::set<std::pair<std::uint64_t, std::int32_t>> evictable_;  // (last_use, block)
   std::map<Key, std::int32_t> cached_;
   std::map<std::int32_t, std::map<Key, std::int32_t>::iterator> key_of_;

@@ -166,5 +166,28 @@ TEST(BlockPoolProperty, APrefixThatIsFoundHoldsItsTokens) {
   }
 }
 
+TEST(BlockPool, ALimitWithholdsWhatComesFreeAboveIt) {
+  BlockPool pool(kBlock);
+  pool.Resize(4);
+  std::vector<BlockId> blocks;
+  for (int i = 0; i < 4; ++i) blocks.push_back(*pool.Allocate());
+  pool.Release(blocks[3]);
+  pool.Limit(2);
+  EXPECT_EQ(pool.Available(), 0u);
+  EXPECT_EQ(pool.Referenced(), 3u);
+  EXPECT_EQ(pool.Usable(), 2u);
+  pool.Release(blocks[2]);
+  pool.Release(blocks[1]);
+  pool.CheckIntegrity();
+  EXPECT_EQ(pool.Available(), 1u);
+  EXPECT_EQ(*pool.Allocate(), blocks[1]);
+  EXPECT_FALSE(pool.Allocate());
+  EXPECT_FALSE(pool.ReferencedAtOrAbove(2));
+  pool.Resize(2);
+  pool.Resize(4);  // the limit is gone with it
+  EXPECT_EQ(pool.Available(), 2u);
+  pool.CheckIntegrity();
+}
+
 }  // namespace
 }  // namespace elasticmoe::core

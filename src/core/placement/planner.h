@@ -13,9 +13,9 @@
 //  old and
 //     new together, and holds the budgets with both.
 //  5. First stage: new members join without experts, so that they take requests as soon as the non-expert
-//  weights
-//     are there. Then experts, hottest first, in batches. Last stage: leaving members, empty by now, are
-//     dropped.
+//     weights are there. Then experts, hottest first, in batches. Last stage: leaving members, empty by now,
+//     are dropped. With `at_once` all of that is one stage, if nothing is copied, budgets allow it, and
+//     members only come or only go: a commit waits for a step's end, and remapping takes less than a step.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,7 @@ struct PlanFacts {
   std::vector<double> load;         // [layers, experts] rows lately; empty = unknown, taken as uniform
   int redundancy = 0;               // extra copies a layer, given to the hottest experts
   int stage_experts = 0;            // experts a commit; 0 = an eighth of all that move
+  bool at_once = false;             // one commit for all, where no byte is copied (see 5 above)
 };
 
 struct PlanInput {

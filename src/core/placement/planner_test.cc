@@ -282,6 +282,24 @@ TEST(ChooseMembers, VictimsGoThenTheNewestOrTheLowestCome) {
 
 // Random clusters, loads and budgets, several resizes in a row: every plan passes the check, or is refused
 // for a budget; the way back passes, too.
+TEST(Planner, AtOnceIsOneCommitInsideADomainAndNotBetweenDomains) {
+  for (const bool apart : {false, true}) {
+    PlanInput input = Resize(2, 4, 3, 8, apart);
+    input.facts.at_once = true;
+    const auto plan = PlanResize(input);
+    ASSERT_TRUE(plan) << plan.error().message;
+    EXPECT_TRUE(CheckPlan(input, *plan));
+    EXPECT_EQ(plan->stages.size() == 1, !apart);
+  }
+  PlanInput swap = Resize(2, 2, 3, 8);
+  swap.facts.devices.push_back({DeviceId(2), DomainId(0)});
+  swap.target = {DeviceId(0), DeviceId(2)};
+  swap.facts.at_once = true;
+  const auto plan = PlanResize(swap);
+  ASSERT_TRUE(plan) << plan.error().message;
+  EXPECT_GT(plan->stages.size(), 1u);  // who leaves hands over to members only
+}
+
 TEST(PlannerProperty, EveryRandomPlanPassesTheCheck) {
   int planned = 0, refused = 0;
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
@@ -302,6 +320,7 @@ TEST(PlannerProperty, EveryRandomPlanPassesTheCheck) {
             (1 + rng.Below(1 + 3 * facts.layers * facts.experts / devices)) * kExpertBytes;
     }
     facts.stage_experts = static_cast<int>(rng.Below(12));
+    facts.at_once = rng.Below(2) == 0;
     for (int round = 0; round < 6; ++round) {
       input.target.clear();
       for (int i = 0; i < devices; ++i)

@@ -169,6 +169,22 @@ Status BuildStages(const PlanFacts& facts, const Placement& final, ResizePlan& p
     if (base.RankOf(member) < 0) members.push_back(member);
   std::vector<Change> changes = Changes(facts, base, final);
 
+  if (facts.at_once && (members == base.members() || members.size() == final.members().size())) {
+    PlanStage whole = MakeStage(facts, base, final.With(Epoch(base.epoch().value + 1), final.members()));
+    Room room(facts, base);
+    const bool fits = std::all_of(changes.begin(), changes.end(), [&](const Change& change) {
+      return room.TryEnter(base.Owners(change.layer, change.expert),
+                           final.Owners(change.layer, change.expert));
+    });
+    const bool remaps = std::all_of(whole.moves.begin(), whole.moves.end(),
+                                    [](const ExpertMove& move) { return move.kind == MoveKind::kRemap; });
+    if (fits && remaps) {
+      if (whole.placement.members() != base.members() || !changes.empty())
+        plan.stages.push_back(std::move(whole));
+      return {};
+    }
+  }
+
   Placement current = base;
   const auto commit = [&](Placement next) {
     PlanStage stage = MakeStage(facts, current, std::move(next));

@@ -19,6 +19,16 @@ void Scheduler::SetDevices(std::span<const SchedulerDevice> devices) {
   impl_->devices = std::move(next);
 }
 
+void Scheduler::HoldIntake(bool hold) {
+  impl_->hold_intake = hold;
+}
+
+bool Scheduler::Started() const {
+  return !impl_->running.empty() ||
+         std::any_of(impl_->waiting.begin(), impl_->waiting.end(),
+                     [](const auto& entry) { return entry.second->queue_ns >= 0; });
+}
+
 void Scheduler::SetBlocks(DomainId domain, std::uint32_t blocks) {
   EM_CHECK(!impl_->in_flight);
   BlockPool& pool = impl_->pools.try_emplace(domain, impl_->options.block_tokens).first->second;
@@ -126,15 +136,24 @@ std::map<DeviceId, int> Scheduler::Impl::TargetCounts(const std::map<DeviceId, i
   return target;
 }
 
-// Between domains: full blocks are copied while it goes on.
+// Full blocks are copied while it goes on. Inside a domain only those that have to go.
 Scheduler::Move Scheduler::Impl::StartMove(Sequence& sequence, DeviceState& to) {
   Move move{sequence.request.id, sequence.device, to.config.device, {}};
   const int full = sequence.computed / options.block_tokens;
-  MoveState state{to.config.device, to.config.domain, {}, full == 0};
+  BlockPool& pool = Pool(to.config.domain);
+  const bool inside = to.config.domain == sequence.domain;
+  MoveState state{to.config.device, to.config.domain, {}, false};
   for (int i = 0; i < full; ++i) {
-    state.blocks.push_back(*Pool(to.config.domain).Allocate());
-    move.copies.push_back({sequence.domain, sequence.blocks[i], to.config.domain, state.blocks.back()});
+    const BlockId block = sequence.blocks[i];
+    if (inside && static_cast<std::uint32_t>(block.value) < pool.Usable()) {
+      pool.AddReference(block);
+      state.blocks.push_back(block);
+      continue;
+    }
+    state.blocks.push_back(*pool.Allocate());
+    move.copies.push_back({sequence.domain, block, to.config.domain, state.blocks.back()});
   }
+  state.copied = move.copies.empty();
   ++to.sequences;
   sequence.move = std::move(state);
   return move;
@@ -190,6 +209,34 @@ std::vector<Scheduler::Move> Scheduler::Rebalance() {
     }
   }
   return moves;
+}
+
+std::vector<Scheduler::Move> Scheduler::VacateBlocks(DomainId domain, std::uint32_t blocks) {
+  Impl& s = *impl_;
+  EM_CHECK(!s.in_flight);
+  BlockPool& pool = s.Pool(domain);
+  if (pool.Usable() != std::min(blocks, pool.Size())) pool.Limit(blocks);
+  const auto above = [&](BlockId block) { return static_cast<std::uint32_t>(block.value) >= blocks; };
+  std::vector<Move> moves;
+  for (auto& [rank, running] : s.running) {
+    Sequence& sequence = *running;
+    // Copies under way to ids that go: they begin again, to others.
+    if (sequence.move && sequence.move->to_domain == domain &&
+        std::any_of(sequence.move->blocks.begin(), sequence.move->blocks.end(), above))
+      s.CancelMove(sequence);
+    const auto high = std::count_if(sequence.blocks.begin(), sequence.blocks.end(), above);
+    if (sequence.domain != domain || high == 0 || sequence.move || s.orphans.count(sequence.request.id) > 0 ||
+        s.HasTail(sequence.request.id))
+      continue;
+    // Its tail moves, too, whatever its ids.
+    if (pool.Available() <= static_cast<std::size_t>(high) + 1) continue;
+    moves.push_back(s.StartMove(sequence, s.devices.at(sequence.device)));
+  }
+  return moves;
+}
+
+bool Scheduler::Vacated(DomainId domain, std::uint32_t blocks) const {
+  return !impl_->Pool(domain).ReferencedAtOrAbove(blocks);
 }
 
 void Scheduler::MoveCopied(RequestId request) {

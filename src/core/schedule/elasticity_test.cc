@@ -310,5 +310,34 @@ TEST_F(ElasticityTest, RequestsWaitWhileNoDeviceAccepts) {
   ExpectAll(1, {{1, 2, 3}}, 4);
 }
 
+TEST_F(SchedulerTest, AShrinkingPoolIsVacatedByCopiesAndPreemptsNobody) {
+  Reset(SmallOptions(), 1, 40);
+  for (std::uint64_t id = 1; id <= 5; ++id) Add(id, std::vector<TokenId>(12, static_cast<TokenId>(id)), 40);
+  for (int i = 0; i < 20; ++i) Step();
+  scheduler->Cancel(RequestId(1), events);
+  scheduler->Cancel(RequestId(2), events);
+  scheduler->Cancel(RequestId(3), events);
+  const DomainId domain(0);
+  EXPECT_FALSE(scheduler->Vacated(domain, 30));
+  for (int tries = 0; tries < 20 && !scheduler->Vacated(domain, 30); ++tries) {
+    for (const Scheduler::Move& move : scheduler->VacateBlocks(domain, 30)) {
+      EXPECT_EQ(move.from, move.to);
+      for (const KvCopy& copy : move.copies) {
+        EXPECT_GE(copy.from.value, 30);
+        EXPECT_LT(copy.to.value, 30);
+      }
+      toy.Copy(move.copies);
+      if (!move.copies.empty()) scheduler->MoveCopied(move.request);
+    }
+    Step();
+  }
+  ASSERT_TRUE(scheduler->Vacated(domain, 30));
+  scheduler->SetBlocks(domain, 30);
+  RunAll();
+  EXPECT_EQ(scheduler->Stats().preemptions, 0u);
+  for (std::uint64_t id = 4; id <= 5; ++id)
+    EXPECT_EQ(TokensOf(id), Expected(std::vector<TokenId>(12, static_cast<TokenId>(id)), 40));
+}
+
 }  // namespace
 }  // namespace elasticmoe::core

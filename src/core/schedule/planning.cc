@@ -93,6 +93,7 @@ void Scheduler::Impl::PlanWaiting(StepPlan& plan, TimeNs now) {
   const int largest = LargestPool();
   while (!waiting.empty()) {
     Sequence& head = *waiting.begin()->second;
+    if (hold_intake && head.queue_ns < 0) break;
     if (largest > 0 && BlocksFor(head.Length()) > largest) {
       TokenEvent event;
       event.request = head.request.id;

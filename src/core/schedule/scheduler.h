@@ -9,7 +9,7 @@
 // Driving it: `Plan` gives a step; the driver runs it and calls `Complete`, or `AbandonStep` if it died half
 // way (the next Plan runs the same rows again; KV rows are written by position, so nothing is spoiled). At
 // most one step is in flight. Everything else may be called between any two calls, except that what takes KV
-// away or hands it over (SetBlocks, ForgetKv, Rebalance) REQUIRES no step in flight.
+// away or hands it over (SetBlocks, VacateBlocks, ForgetKv, Rebalance) REQUIRES no step in flight.
 //
 // Invariants (CheckIntegrity):
 //  1. A sequence on a device owns the blocks that cover its computed tokens, none beyond all its tokens, in
@@ -138,6 +138,10 @@ class Scheduler {
   // The step in flight did not happen.
   void AbandonStep();
 
+  // While held, requests that have not run yet wait; those that have go on.
+  void HoldIntake(bool hold);
+  bool Started() const;  // any request has run and not ended
+
   // ---- elasticity ----
   // The devices from now on. Sequences of devices that are gone or no longer accept are handed to others with
   // Rebalance(); until then they stay where they are. REQUIRES: a device that is left out holds no sequence.
@@ -163,6 +167,11 @@ class Scheduler {
   // kept until then, since a copy under way writes to them. Also for copies that ended with the memory they
   // wrote to.
   std::vector<Move> Rebalance();
+  // Before the domain shrinks to `blocks`: ids from there on are not given out any more, and sequences that
+  // use them move to lower ones, as between domains (device and domain stay). May be called again, for those
+  // that had no room; it ends with SetBlocks. REQUIRES: no step in flight.
+  std::vector<Move> VacateBlocks(DomainId domain, std::uint32_t blocks);
+  bool Vacated(DomainId domain, std::uint32_t blocks) const;  // nobody uses ids from `blocks` on
   void MoveCopied(RequestId request);
   void MoveFailed(RequestId request);  // target blocks are freed, the sequence stays
 

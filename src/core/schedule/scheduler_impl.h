@@ -93,12 +93,14 @@ struct Scheduler::Impl {
   std::uint64_t next_arrival = 0;
   std::uint64_t next_step = 1;
   bool in_flight = false;
+  bool hold_intake = false;
   StepId step_in_flight;
   std::uint64_t preemptions = 0, prefix_queries = 0, prefix_hits = 0;
 
   int BlocksFor(int tokens) const { return (tokens + options.block_tokens - 1) / options.block_tokens; }
   BlockPool& Pool(DomainId domain) { return pools.at(domain); }
-  int PoolSize(DomainId domain) { return static_cast<int>(Pool(domain).Size()); }
+  const BlockPool& Pool(DomainId domain) const { return pools.at(domain); }
+  int PoolSize(DomainId domain) { return static_cast<int>(Pool(domain).Usable()); }
   int LargestPool();  // of the devices that accept; 0 = none yet
   Sequence& Find(RequestId request);
   const Sequence& Find(RequestId request) const;

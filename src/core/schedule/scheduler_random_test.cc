@@ -121,7 +121,7 @@ std::uint64_t RandomRun(std::uint64_t seed) {
       if (!move.copies.empty()) copying.push_back(move);
   };
   for (int i = 0; i < 120; ++i) {
-    switch (rng.Below(12)) {
+    switch (rng.Below(13)) {
       case 0:
       case 1:
       case 2: {
@@ -190,6 +190,18 @@ std::uint64_t RandomRun(std::uint64_t seed) {
       case 8:
         rebalance();
         break;
+      case 9: {
+        const DomainId domain = devices[rng.Below(devices.size())].domain;
+        const std::uint32_t blocks = 8 + static_cast<std::uint32_t>(rng.Below(12));
+        for (auto& move : scheduler.VacateBlocks(domain, blocks))
+          if (!move.copies.empty()) copying.push_back(move);
+        if (scheduler.Vacated(domain, blocks) && rng.Below(2) == 0) {
+          const std::uint64_t preemptions = scheduler.Stats().preemptions;
+          scheduler.SetBlocks(domain, blocks);
+          EXPECT_EQ(scheduler.Stats().preemptions, preemptions);
+        }
+        break;
+      }
       default:
         step(true);
         break;

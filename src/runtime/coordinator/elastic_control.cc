@@ -2,11 +2,21 @@
 // attaching workers, preparing epochs), partly on the engine's thread between two steps (switching, handing
 // sequences over).
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "base/log.h"
+#include "compute/layout.h"
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
+namespace {
+
+constexpr std::chrono::milliseconds kPoll{2};
+constexpr std::chrono::seconds kMovePatience{2};  // without any sequence that leaves
+constexpr std::uint64_t kFirstKvPart = 8;         // a new device starts with so small a part of its KV memory
+
+}  // namespace
 
 void ElasticEngine::SetObserver(std::function<void(const core::ResizeEvent&)> observer) {
   const std::scoped_lock lock(observer_mutex_);
@@ -25,6 +35,17 @@ core::Placement ElasticEngine::PlacementNow() const {
 
 TimeNs ElasticEngine::TakeLongestGap() {
   return longest_gap_.exchange(0);
+}
+
+Status ElasticEngine::Traced(std::string name, std::string lane, Json args,
+                             const std::function<Status()>& task) {
+  TraceSpan span{std::move(name), std::move(lane),
+                 std::chrono::steady_clock::now().time_since_epoch().count(), 0, std::move(args)};
+  Status status = task();
+  span.end = std::chrono::steady_clock::now().time_since_epoch().count();
+  if (!status) span.args["error"] = status.error().message;
+  if (trace_ != nullptr) trace_->Add(std::move(span));
+  return status;
 }
 
 Status ElasticEngine::BetweenSteps(const std::function<Status()>& task) {
@@ -51,81 +72,385 @@ void ElasticEngine::RunTasks(bool run) {
   }
 }
 
-Status ElasticEngine::EnsureStandby() {
-  const std::scoped_lock lock(instances_mutex_);
-  if (instances_->StandbyCount() > 0) return {};
-  return instances_->AddStandby();
+// ---------------------------------------------------------------- facts
+
+core::PlanFacts ElasticEngine::BaseFacts() const {
+  const core::ModelSpec& spec = checkpoint_.spec;
+  const compute::WeightLayout layout(spec);
+  core::PlanFacts facts;
+  facts.layers = moe_layers_;
+  facts.experts = spec.moe.experts;
+  facts.expert_bytes = layout.ExpertBytes();
+  facts.shared_bytes = layout.SharedBytes();
+  facts.at_once = true;
+  for (int i = 0; i < options_.max_devices; ++i)
+    facts.devices.push_back(
+        {DeviceId(i), DomainId(options_.domain_per_device ? i : 0), WeightOf(DeviceId(i))});
+  return facts;
 }
 
-Status ElasticEngine::PrepareStage(const core::Placement& placement) {
+core::PlanFacts ElasticEngine::Facts(int devices) const {
+  core::PlanFacts facts = BaseFacts();
+  if (options_.device_memory_bytes > 0) {
+    // In one domain the shared weights are charged to the devices in equal parts, as when the server starts.
+    const std::uint64_t shared =
+        options_.domain_per_device ? facts.shared_bytes : facts.shared_bytes / std::max(devices, 1);
+    const std::uint64_t others = shared + options_.kv_memory_bytes;
+    const std::uint64_t left =
+        options_.device_memory_bytes > others ? options_.device_memory_bytes - others : 0;
+    for (core::PlanDevice& device : facts.devices)
+      device.expert_budget_bytes = std::max<std::uint64_t>(left, 1);  // 0 would mean no limit
+  }
+  facts.redundancy = std::min(options_.redundant_experts, facts.experts * std::max(devices - 1, 0));
+  for (int layer = 0; layer < facts.layers; ++layer)
+    for (int expert = 0; expert < facts.experts; ++expert) {
+      const std::size_t index = facts.load.size();
+      const std::uint64_t rows = exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed);
+      facts.load.push_back(
+          static_cast<double>(rows - (index < rows_at_resize_.size() ? rows_at_resize_[index] : 0)));
+    }
+  return facts;
+}
+
+Expected<core::Placement> ElasticEngine::FirstPlacement() const {
+  core::PlanInput input;
+  input.facts = BaseFacts();
+  for (int i = 0; i < options_.devices; ++i) input.target.emplace_back(i);
+  EM_ASSIGN_OR_RETURN(core::ResizePlan plan, core::PlanResize(input));
+  return plan.Final();
+}
+
+// ---------------------------------------------------------------- memory
+
+std::uint64_t ElasticEngine::KvChunksWanted(std::uint64_t experts) const {
+  const compute::WeightLayout layout(checkpoint_.spec);
+  const std::uint64_t chunk_bytes =
+      memory_.map.blocks_per_chunk *
+      compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  const std::uint64_t least = kv_memory_bytes_ / chunk_bytes;
+  if (options_.device_memory_bytes == 0) return least;
+  // With a budget, KV has what the weights leave: it grows where experts go and gives way where they come.
+  const std::size_t sharers = options_.domain_per_device ? 1 : placement_.members().size();
+  const std::uint64_t weights =
+      layout.SharedBytes() / sharers + experts * memory_.map.pages_per_expert * memory_.map.page_bytes;
+  if (weights >= options_.device_memory_bytes) return least;
+  const std::uint64_t rounded =
+      (chunk_bytes + memory_.map.page_bytes - 1) / memory_.map.page_bytes * memory_.map.page_bytes;
+  return std::max(least, (options_.device_memory_bytes - weights) / rounded);
+}
+
+Status ElasticEngine::SetKv(DeviceId device, std::uint64_t chunks) {
+  const DomainId id = memory_.map.DomainOf(device);
+  EM_ASSIGN_OR_RETURN(
+      const Message answer,
+      hmm_->Call({{"op", "set_kv"}, {"domain", id.value}, {"device", device.value}, {"chunks", chunks}}));
+  for (DomainMap& domain : memory_.map.domains)
+    if (domain.domain == id) domain.kv_chunks = answer.body.at("kv_chunks").get<std::vector<std::uint64_t>>();
+  kv_chunks_of_[device] = chunks;
+  EM_RETURN_IF_ERROR(instances_->SetKvChunks(memory_.map, id));
+  PublishKvBlocks();
+  return {};
+}
+
+Status ElasticEngine::FitMemory(HmmClient& hmm, const core::Placement& placement) {
+  EM_ASSIGN_OR_RETURN(const AttachedMemory found, hmm.Describe());
+  PeerCopies peers(options_.hmm_socket, 0);
+  EM_RETURN_IF_ERROR(peers.Restore(found.map, placement));
+  kv_chunks_of_.clear();
+  for (int i = 0; i < options_.max_devices; ++i) {
+    const DeviceId device(i);
+    const bool member = placement.RankOf(device) >= 0;
+    if (!member && options_.domain_per_device) continue;  // its domain is closed
+    const std::uint64_t chunks = member ? KvChunksWanted(placement.ExpertsOn(device)) : 0;
+    EM_RETURN_IF_ERROR(hmm.Call({{"op", "set_kv"},
+                                 {"domain", found.map.DomainOf(device).value},
+                                 {"device", device.value},
+                                 {"chunks", chunks}}));
+    if (member) kv_chunks_of_[device] = chunks;
+  }
+  return hmm.Record(placement);
+}
+
+// Nobody uses the domain's last blocks any more: a round of moves, until it is so or nothing helps.
+Expected<bool> ElasticEngine::VacateKv(DomainId domain, std::uint32_t blocks) {
+  const auto now = std::chrono::steady_clock::now();
+  if (vacating_ != std::pair(domain, blocks)) vacating_ = {domain, blocks}, vacating_since_ = now;
+  const bool stuck = now - vacating_since_ > kMovePatience;
+  bool vacated = false;
+  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
+    TakeMoved();
+    UpdateKvBlocks();
+    StartMoves(scheduler_->VacateBlocks(domain, blocks));
+    // Without room for them elsewhere, those that are left run again from their tokens.
+    if (stuck && mover_->Pending() == 0) scheduler_->SetBlocks(domain, blocks);
+    vacated = scheduler_->Vacated(domain, blocks) && mover_->Pending() == 0;
+    if (vacated) scheduler_->SetBlocks(domain, blocks);
+    PublishSettled();
+    return {};
+  }));
+  if (vacated) vacating_.reset();
+  return vacated;
+}
+
+Expected<bool> ElasticEngine::ShrinkKv(DeviceId device, std::uint64_t chunks) {
+  DomainId domain;
+  std::uint64_t left = 0;
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    domain = memory_.map.DomainOf(device);
+    const DomainMap* map = memory_.map.Find(domain);
+    if (map == nullptr || kv_chunks_of_[device] <= chunks) return true;
+    left = map->kv_chunks.size() - (kv_chunks_of_[device] - chunks);
+  }
+  EM_ASSIGN_OR_RETURN(const bool vacated,
+                      VacateKv(domain, static_cast<std::uint32_t>(left * memory_.map.blocks_per_chunk)));
+  if (!vacated) return false;
   const std::scoped_lock lock(instances_mutex_);
+  EM_RETURN_IF_ERROR(SetKv(device, chunks));
+  if (chunks == 0) kv_chunks_of_.erase(device);
+  return true;
+}
+
+Expected<bool> ElasticEngine::FitKv() {
+  // One at a time: pieces that are added, devices that have too much.
+  std::optional<DeviceId> too_much;
+  std::uint64_t wanted = 0;
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    for (const auto& [device, chunks] : kv_chunks_of_) {
+      const bool member = placement_.RankOf(device) >= 0;
+      wanted = member ? KvChunksWanted(placement_.ExpertsOn(device)) : 0;
+      if (chunks < wanted) {
+        EM_RETURN_IF_ERROR(SetKv(device, chunks + 1));
+        return true;
+      }
+      if (chunks > wanted && (member || !options_.domain_per_device)) {
+        too_much = device;
+        break;
+      }
+    }
+  }
+  if (!too_much) return false;
+  EM_ASSIGN_OR_RETURN(const bool done, ShrinkKv(*too_much, wanted));
+  if (!done) std::this_thread::sleep_for(kPoll);
+  return true;
+}
+
+Status ElasticEngine::AwaitHmm(const std::stop_token& stop) {
+  while (!stop.stop_requested()) {
+    {
+      const std::scoped_lock lock(mutex_);
+      if (stopping_) break;
+      if (!hmm_down_) return {};
+    }
+    std::this_thread::sleep_for(kPoll);
+  }
+  return Fail(ErrorCode::kUnavailable, "the server is stopping");
+}
+
+// ---------------------------------------------------------------- stages
+
+Status ElasticEngine::EnsureStandby() {
+  const std::scoped_lock lock(instances_mutex_);
+  rows_at_resize_.clear();
+  for (int layer = 0; layer < moe_layers_; ++layer)
+    for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
+      rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
+  if (instances_->StandbyCount() > 0) return {};
+  EM_RETURN_IF_ERROR(instances_->AddStandby());
+  Rewatch();
+  return {};
+}
+
+Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop_token& stop) {
+  EM_RETURN_IF_ERROR(AwaitHmm(stop));
+  const core::Placement& placement = stage.placement;
+  // Where experts come, KV gives way first: old and new must be held together.
+  if (options_.device_memory_bytes > 0) {
+    std::map<DeviceId, std::uint64_t> coming;
+    for (const core::ExpertMove& move : stage.moves) ++coming[move.to];
+    const core::Placement present = PlacementNow();
+    for (const auto& [device, count] : coming) {
+      if (present.RankOf(device) < 0) continue;
+      const std::uint64_t held = present.ExpertsOn(device) + count;
+      for (;;) {
+        EM_ASSIGN_OR_RETURN(const bool done, ShrinkKv(device, KvChunksWanted(held)));
+        if (done) break;
+        if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+        std::this_thread::sleep_for(kPoll);
+      }
+    }
+  }
+  if (options_.domain_per_device) {
+    std::vector<DeviceId> joining;
+    {
+      const std::scoped_lock lock(instances_mutex_);
+      for (const DeviceId member : placement.members())
+        if (instances_->PidOf(member) < 0) joining.push_back(member);
+    }
+    for (const DeviceId device : joining)
+      EM_RETURN_IF_ERROR(Traced("copy shared weights", fmt::format("domain {}", device), {},
+                                [&] { return peers_->OpenDomain(DomainId(device.value)); }));
+    EM_RETURN_IF_ERROR(Traced("copy experts", "memory", {{"experts", stage.moves.size()}},
+                              [&] { return peers_->CopyExperts(stage.moves); }));
+  }
+  const std::scoped_lock lock(instances_mutex_);
+  if (options_.domain_per_device) {
+    EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+  }
+  const std::uint64_t all_experts = std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts;
   for (const DeviceId member : placement.members()) {
     if (instances_->PidOf(member) > 0) continue;
-    // A device brings its KV memory along, into the domain's pool.
-    const std::size_t chunk_bytes =
-        memory_.map.blocks_per_chunk *
-        compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-    EM_RETURN_IF_ERROR(hmm_->Call({{"op", "set_kv"},
-                                   {"domain", memory_.map.DomainOf(member).value},
-                                   {"device", member.value},
-                                   {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
-    EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
-    EM_RETURN_IF_ERROR(instances_->SetKvChunks(memory_.map));
-    EM_RETURN_IF_ERROR(instances_->Attach(member, memory_));
+    // A device brings its KV memory along. In a domain that has KV already, most of it comes later.
+    const std::uint64_t wanted = KvChunksWanted(all_experts);
+    const std::uint64_t first =
+        options_.domain_per_device ? wanted : std::max<std::uint64_t>(1, wanted / kFirstKvPart);
+    const std::string lane = fmt::format("device {}", member);
+    EM_RETURN_IF_ERROR(Traced("KV memory", lane, {{"chunks", first}},
+                              [&] { return SetKv(member, std::max(first, kv_chunks_of_[member])); }));
+    EM_RETURN_IF_ERROR(Traced("attach", lane, {}, [&] { return instances_->Attach(member, memory_); }));
   }
   Rewatch();
   exchange_->WritePlacement(static_cast<int>(placement.epoch().value % kPlacementRing), placement);
-  EM_RETURN_IF_ERROR(instances_->Prepare(placement.members(), placement.epoch().value, memory_.map));
+  EM_RETURN_IF_ERROR(Traced("find experts", "workers", {{"epoch", placement.epoch().value}}, [&] {
+    return instances_->Prepare(placement.members(), placement.epoch().value, memory_.map);
+  }));
   prepared_ = placement;
   return {};
 }
 
 Status ElasticEngine::Commit(const core::Placement& placement) {
-  return BetweenSteps([&]() -> Status {
+  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
     const std::scoped_lock lock(instances_mutex_);
     if (placement_.epoch() == placement.epoch()) return {};  // asked twice
     if (!prepared_ || prepared_->epoch() != placement.epoch())
       return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared",
                   placement.epoch());
+    for (const DeviceId member : placement_.members())
+      if (placement.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
+        return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: device {} still has {} sequences",
+                    placement.epoch(), member, scheduler_->SequencesOn(member));
     for (const DeviceId member : placement.members())
       if (placement_.RankOf(member) < 0) fresh_.insert(member);
     placement_ = placement;
     prepared_.reset();
-    scheduler_->SetDevices(SchedulerDevices());
+    std::erase_if(leaving_, [&](DeviceId device) { return placement_.RankOf(device) < 0; });
     UpdateKvBlocks();
-    (void)scheduler_->Rebalance();
+    scheduler_->SetDevices(SchedulerDevices());
+    StartMoves(scheduler_->Rebalance());
+    UpdatePids();
     UpdateSpin();
+    PublishSettled();
     PublishStats();
     return {};
-  });
+  }));
+  // Before anything of the epoch before it is given up: an adopted HMM always has what it has recorded.
+  const std::scoped_lock lock(instances_mutex_);
+  if (Status recorded = hmm_->Record(placement); !recorded)
+    LogWarn("{}", recorded.error().message);  // it died: the next one is told when it takes over
+  return {};
 }
 
-Status ElasticEngine::MoveSequences(const std::vector<DeviceId>& leaving) {
-  return BetweenSteps([&]() -> Status {
-    leaving_.clear();
-    leaving_.insert(leaving.begin(), leaving.end());
-    scheduler_->SetDevices(SchedulerDevices());
-    // Inside a domain a sequence changes device by its table's number: done when this returns.
-    (void)scheduler_->Rebalance();
-    for (const DeviceId device : leaving)
-      if (scheduler_->SequencesOn(device) > 0)
-        return Fail(ErrorCode::kUnavailable, "handing sequences over: device {} has {} left", device,
-                    scheduler_->SequencesOn(device));
-    return {};
-  });
+Status ElasticEngine::ReleaseStage(const std::vector<core::ExpertDrop>& drops) {
+  if (options_.domain_per_device) return peers_->DropExperts(drops);
+  return {};  // inside a domain the pages of an expert stay where they are
+}
+
+// ---------------------------------------------------------------- sequences
+
+void ElasticEngine::StartMoves(std::vector<core::Scheduler::Move> moves) {
+  for (core::Scheduler::Move& move : moves)
+    if (!move.copies.empty()) mover_->Start(move.request, std::move(move.copies));
+}
+
+void ElasticEngine::TakeMoved() {
+  const std::vector<KvMover::Done> done = mover_->TakeDone();
+  for (const KvMover::Done& one : done) {
+    if (one.copied)
+      scheduler_->MoveCopied(one.request);
+    else
+      scheduler_->MoveFailed(one.request);
+  }
+  if (!done.empty()) PublishSettled();
+}
+
+void ElasticEngine::PublishSettled() {
+  bool settled = mover_->Pending() == 0;
+  for (const DeviceId device : leaving_) settled &= scheduler_->SequencesOn(device) == 0;
+  const std::scoped_lock lock(mutex_);
+  settled_.reset();
+  if (settled) settled_ = leaving_;
+}
+
+Status ElasticEngine::MoveSequences(const std::vector<DeviceId>& leaving, const std::stop_token& stop) {
+  const std::set<DeviceId> wanted(leaving.begin(), leaving.end());
+  const auto settled = [&] {
+    const std::scoped_lock lock(mutex_);
+    return settled_ == wanted;
+  };
+  int left_before = -1;
+  auto progress = std::chrono::steady_clock::now();
+  while (!settled()) {
+    if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+    int left = 0;
+    const bool stuck = std::chrono::steady_clock::now() - progress > kMovePatience;
+    EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
+      leaving_ = wanted;
+      scheduler_->SetDevices(SchedulerDevices());
+      TakeMoved();
+      if (stuck && options_.domain_per_device)
+        // No other domain has room for them, or none can be copied: they run again from their tokens.
+        for (const DeviceId device : leaving)
+          if (scheduler_->SequencesOn(device) > 0) scheduler_->ForgetKv(DomainId(device.value));
+      StartMoves(scheduler_->Rebalance());
+      for (const DeviceId device : leaving) left += scheduler_->SequencesOn(device);
+      PublishSettled();
+      return {};
+    }));
+    if (left != left_before) progress = std::chrono::steady_clock::now();
+    left_before = left;
+    if (!settled()) std::this_thread::sleep_for(kPoll);
+  }
+  return {};
+}
+
+Status ElasticEngine::HoldIntake(bool hold, const std::stop_token& stop) {
+  for (;;) {
+    bool running = false;
+    EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
+      scheduler_->HoldIntake(hold);
+      running = scheduler_->Started();
+      return {};
+    }));
+    if (!hold || !running) return {};
+    if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
+    std::this_thread::sleep_for(kPoll);
+  }
 }
 
 Status ElasticEngine::Retire(DeviceId device) {
-  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
-    if (placement_.RankOf(device) >= 0)
-      return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
-    leaving_.erase(device);
+  if (PlacementNow().RankOf(device) >= 0)
+    return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    instances_->Retire(device);
+    EM_RETURN_IF_ERROR(instances_->FillStandby());
+    Rewatch();
+  }
+  if (!options_.domain_per_device) return {};
+  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {  // nobody copies from or to it any more
+    TakeMoved();
+    if (mover_->Pending() > 0)
+      return Fail(ErrorCode::kUnavailable, "retiring device {}: KV is still on its way", device);
+    UpdateKvBlocks();
+    scheduler_->SetBlocks(DomainId(device.value), 0);
     return {};
   }));
+  EM_RETURN_IF_ERROR(peers_->CloseDomain(DomainId(device.value)));
   const std::scoped_lock lock(instances_mutex_);
-  instances_->Retire(device);
-  EM_RETURN_IF_ERROR(instances_->FillStandby());
-  Rewatch();
+  kv_chunks_of_.erase(device);
+  EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+  PublishKvBlocks();
   return {};
 }
 

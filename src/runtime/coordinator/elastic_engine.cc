@@ -25,6 +25,7 @@ TimeNs Now() {
 
 ElasticEngine::ElasticEngine(EngineOptions options, model::Checkpoint checkpoint)
     : options_(std::move(options)),
+      kv_memory_bytes_(options_.kv_memory_bytes),
       checkpoint_(std::move(checkpoint)),
       moe_layers_(MoeLayerCount(checkpoint_.spec)) {}
 
@@ -40,14 +41,15 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   HmmOptions options;
   options.socket = options_.hmm_socket;
   options.model = options_.model;
-  options.devices = options_.devices;
   options.max_devices = options_.max_devices;
   options.domain_per_device = options_.domain_per_device;
   options.kv_element_bytes = (*compute::FindKernels(options_.kernels))->kv_element_bytes;
   options.kv_memory_bytes = options_.kv_memory_bytes;
+  options.kv_room_bytes = options_.kv_room_bytes;
   options.device_memory_bytes = options_.device_memory_bytes;
   options.pages = options_.pages;
   options.linger_seconds = options_.linger_seconds;
+  options.log_level = options_.log_level;
   return options;
 }
 
@@ -74,18 +76,26 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   shape.activation_bytes = kernels->activation_bytes;
   EM_ASSIGN_OR_RETURN(exchange_, Exchange::Create(shape));
 
+  EM_ASSIGN_OR_RETURN(placement_, FirstPlacement());
   // Workers start up while the weights are loaded.
-  EM_ASSIGN_OR_RETURN(hmm_, HmmClient::StartOrAdopt(HmmOptionsFor()));
+  EM_ASSIGN_OR_RETURN(hmm_, HmmClient::StartOrAdopt(HmmOptionsFor(), placement_));
   adopted_ = hmm_->adopted();
+  if (adopted_) {
+    EM_ASSIGN_OR_RETURN(placement_, hmm_->Recorded());
+  }
   InstanceOptions instance_options;
   instance_options.model = options_.model;
   instance_options.kernels = options_.kernels;
   instance_options.threads_per_device = options_.threads_per_device;
-  instance_options.standby = options_.devices;
+  instance_options.first_cpu = options_.first_cpu;
+  instance_options.expert_table = options_.expert_table;
+  instance_options.standby = static_cast<int>(placement_.members().size());
   instance_options.log_level = options_.log_level;
   instances_ = std::make_unique<InstanceManager>(instance_options, *exchange_);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
   EM_RETURN_IF_ERROR(hmm_->AwaitReady(progress));
+  EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+  EM_RETURN_IF_ERROR(FitMemory(*hmm_, placement_));
   EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
 
   core::SchedulerOptions schedule;
@@ -101,15 +111,19 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   scheduler_ = std::make_unique<core::Scheduler>(schedule);
   slots_.resize(options_.max_running);
 
-  std::vector<DeviceId> members;
-  for (int i = 0; i < options_.devices; ++i) members.emplace_back(i);
-  placement_ = core::EvenPlacement(Epoch(1), members, moe_layers_, spec.moe.experts);
   EM_RETURN_IF_ERROR(AttachAll());
   scheduler_->SetDevices(SchedulerDevices());
+  PublishKvBlocks();
   UpdateKvBlocks();
+  UpdatePids();
   UpdateSpin();
-  instances_->SetStandby(options_.standby);
+  instances_->SetStandby(options_.standby, options_.standby_limit);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
+  peers_.emplace(options_.hmm_socket, options_.copy_bytes_per_second);
+  mover_ = std::make_unique<KvMover>(options_.hmm_socket, [this] {
+    const std::scoped_lock lock(mutex_);
+    work_.notify_one();
+  });
   PublishStats();
   Rewatch();
   watcher_ = std::jthread([this](const std::stop_token& stop) { Watch(stop); });
@@ -129,15 +143,21 @@ ElasticEngine::~ElasticEngine() {
     watcher_.request_stop();
     watcher_.join();
   }
+  mover_.reset();
   instances_.reset();
   if (hmm_) hmm_->Shutdown();
   if (next_hmm_) next_hmm_->Shutdown();
 }
 
+double ElasticEngine::WeightOf(DeviceId device) const {
+  const auto index = static_cast<std::size_t>(device.value);
+  return index < options_.device_weights.size() ? options_.device_weights[index] : 1.0;
+}
+
 std::vector<core::SchedulerDevice> ElasticEngine::SchedulerDevices() const {
   std::vector<core::SchedulerDevice> devices;
   for (const DeviceId member : placement_.members())
-    devices.push_back({member, memory_.map.DomainOf(member), 1.0, leaving_.count(member) == 0});
+    devices.push_back({member, memory_.map.DomainOf(member), WeightOf(member), leaving_.count(member) == 0});
   return devices;
 }
 
@@ -153,12 +173,42 @@ Status ElasticEngine::AttachAll() {
   return instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map);
 }
 
+void ElasticEngine::PublishKvBlocks() {
+  const std::scoped_lock lock(mutex_);
+  for (auto& [domain, blocks] : kv_blocks_) blocks = 0;  // closed, unless it is in the map
+  for (const DomainMap& domain : memory_.map.domains)
+    kv_blocks_[domain.domain] =
+        static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk);
+  kv_changed_ = true;
+  domains_.clear();
+  const std::uint64_t chunk_bytes =
+      memory_.map.blocks_per_chunk *
+      compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
+  for (const DomainMap& domain : memory_.map.domains) {
+    const auto experts =
+        std::ranges::count_if(domain.expert_offsets, [](std::int64_t at) { return at >= 0; });
+    domains_.push_back(
+        {domain.domain, compute::WeightLayout(checkpoint_.spec).SharedBytes(),
+         static_cast<std::uint64_t>(experts) * memory_.map.pages_per_expert * memory_.map.page_bytes,
+         domain.kv_chunks.size() * chunk_bytes});
+  }
+  work_.notify_one();
+}
+
 void ElasticEngine::UpdateKvBlocks() {
+  std::map<DomainId, std::uint32_t> blocks;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (!kv_changed_) return;
+    kv_changed_ = false;
+    blocks = kv_blocks_;
+  }
+  for (const auto& [domain, count] : blocks) scheduler_->SetBlocks(domain, count);
+}
+
+void ElasticEngine::UpdatePids() {
   pids_.clear();
   for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
-  for (const DomainMap& domain : memory_.map.domains)
-    scheduler_->SetBlocks(domain.domain,
-                          static_cast<std::uint32_t>(domain.kv_chunks.size() * memory_.map.blocks_per_chunk));
 }
 
 // ---------------------------------------------------------------- requests
@@ -200,6 +250,15 @@ void ElasticEngine::StopAccepting() {
   accepting_ = false;
 }
 
+void ElasticEngine::FailAll(const std::string& error) {
+  StopAccepting();
+  (void)BetweenSteps([&]() -> Status {
+    TakeInbox();
+    GiveUp({ErrorCode::kUnavailable, error});
+    return {};
+  });
+}
+
 bool ElasticEngine::Idle() const {
   const std::scoped_lock lock(mutex_);
   return !busy_ && submitted_.empty();
@@ -208,6 +267,8 @@ bool ElasticEngine::Idle() const {
 EngineStats ElasticEngine::Stats() const {
   const std::scoped_lock lock(mutex_);
   EngineStats stats = stats_;
+  stats.domains = domains_;
+  stats.standby = standby_count_;
   stats.waiting += static_cast<int>(submitted_.size());
   return stats;
 }
@@ -252,8 +313,11 @@ void ElasticEngine::Deliver(std::vector<core::TokenEvent>& events) {
 void ElasticEngine::Loop() {
   for (;;) {
     TakeInbox();
+    TakeMoved();
     RunTasks(true);
-    if (death_.exchange(false)) {
+    UpdateKvBlocks();
+    const bool in_steps = death_.exchange(false), other = other_death_.exchange(false);
+    if (in_steps || other) {
       Status status = RecoverWorkers();
       if (status) status = ReplaceHmm();
       if (!status) GiveUp(status.error());
@@ -277,7 +341,8 @@ void ElasticEngine::Loop() {
     busy_ = !scheduler_->Idle() || !submitted_.empty();
     if (stopping_) break;
     const auto anything = [&] {
-      return stopping_ || death_ || !submitted_.empty() || !cancelled_.empty() || !tasks_.empty();
+      return stopping_ || death_ || other_death_ || kv_changed_ || !submitted_.empty() ||
+             !cancelled_.empty() || !tasks_.empty() || mover_->AnythingDone();
     };
     if (next_hmm_)
       work_.wait_for(lock, kHmmPoll, anything);
@@ -391,24 +456,14 @@ core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
 }
 
 void ElasticEngine::RunStep(const core::StepPlan& plan) {
-  if (!plan.copies_before.empty()) {
-    const std::scoped_lock lock(instances_mutex_);
-    Json blocks = Json::array();
-    for (const core::KvCopy& copy : plan.copies_before)
-      blocks.push_back({copy.from_domain.value, copy.from.value, copy.to_domain.value, copy.to.value});
-    if (auto copied = hmm_->Call({{"op", "copy_kv"}, {"blocks", blocks}}); !copied) {
-      LogWarn("{}", copied.error().message);
-      scheduler_->AbandonStep();
-      death_ = true;  // the HMM is looked at before the next step
-      return;
-    }
-  }
+  if (!CopyTails(plan)) return;
   ExchangeHeader& header = exchange_->header();
   const std::uint32_t step = header.step.value.load() + 1;
   WriteStep(plan, step);
   header.step.Set(step);
   if (!AwaitStep(step)) {
     scheduler_->AbandonStep();
+    step_given_up_ = true;
     if (++failed_attempts_ >= kMaxAttempts)
       GiveUp({ErrorCode::kInternal,
               fmt::format("a step failed {} times; the requests in it are given up", failed_attempts_)});

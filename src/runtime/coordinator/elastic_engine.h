@@ -30,6 +30,9 @@
 #include "model/checkpoint.h"
 #include "runtime/coordinator/hmm_client.h"
 #include "runtime/coordinator/instance_manager.h"
+#include "runtime/coordinator/kv_mover.h"
+#include "runtime/coordinator/peer_copies.h"
+#include "runtime/coordinator/resize_trace.h"
 #include "runtime/engine.h"
 #include "runtime/exchange.h"
 
@@ -41,14 +44,17 @@ inline constexpr std::chrono::milliseconds kHmmPoll{
 struct EngineOptions {
   std::filesystem::path model;
   std::string hmm_socket;  // abstract name; the same name finds the same HMM after a crash
-  int devices = 1;
+  int devices = 1;         // of the first placement; an adopted HMM's size wins
   int max_devices = 1;
   int threads_per_device = 1;
   bool domain_per_device = false;
   std::string kernels = "auto";
+  int first_cpu = 0;                    // of the allowed ones, device 0's first thread is pinned to
   std::size_t kv_memory_bytes = 0;      // a device
+  std::size_t kv_room_bytes = 0;        // what that may grow to; 0 = no more
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
+  ExpertTableKind expert_table = ExpertTableKind::kPointer;
   int max_model_len = 0;  // 0 = the model's
   int max_running = 128;
   int max_waiting = 4096;
@@ -56,6 +62,10 @@ struct EngineOptions {
   int max_chunk_rows = 512;  // of one sequence a step
   bool prefix_cache = true;
   int standby = 1;
+  int standby_limit = 2;
+  std::vector<double> device_weights;       // relative speeds by device number; missing ones are 1
+  int redundant_experts = 0;                // further copies a layer, for the hottest experts
+  std::uint64_t copy_bytes_per_second = 0;  // of weights between domains; 0 = as fast as it goes
   int linger_seconds = 30;
   int step_timeout_seconds = 60;  // a worker that takes longer for a step is taken for dead
   std::string log_level = "info";
@@ -78,16 +88,33 @@ class ElasticEngine : public Engine {
   // Refuses new requests from now on; those running go on.
   void StopAccepting();
   bool Idle() const;
+  void FailAll(const std::string& error);  // every request ends with it, after the step that runs
+  // KV memory a device from now on, at most the room; the resize controller makes it so.
+  void SetKvMemory(std::size_t bytes) { kv_memory_bytes_ = bytes; }
 
-  // ---- for the resize controller; its thread calls them. Blocking.
+  // What a plan to `devices` members has to know: budgets, and the experts' load since the last resize.
+  core::PlanFacts Facts(int devices) const;
+
+  // ---- for the resize controller; its thread calls them. Blocking; `stop` ends a wait.
   void SetObserver(
       std::function<void(const core::ResizeEvent&)> observer);  // deaths, recoveries, first tokens
+  // What the calls below do is recorded there, if anything. Before the controller's first call.
+  void SetTrace(ResizeTrace* trace) { trace_ = trace; }
   core::Placement PlacementNow() const;
   TimeNs TakeLongestGap();  // between two steps while requests were there, since the last call
   Status EnsureStandby();
-  Status PrepareStage(const core::Placement& placement);  // attaches new members, too
-  Status Commit(const core::Placement& placement);        // at a step boundary
-  Status MoveSequences(const std::vector<DeviceId>& leaving);
+  // Copies what is to be copied, attaches new members, has all members find their experts.
+  Status PrepareStage(const core::PlanStage& stage, const std::stop_token& stop);
+  Status Commit(const core::Placement& placement);  // at a step boundary
+  Status ReleaseStage(const std::vector<core::ExpertDrop>& drops);
+  // Until `leaving` have no sequence and nobody's KV is on its way.
+  Status MoveSequences(const std::vector<DeviceId>& leaving, const std::stop_token& stop);
+  // One piece of work towards each member's share of KV memory, and none for devices that have gone. A new
+  // member starts with a part, so that it need not wait for memory to be cleared; what shrinks is emptied by
+  // copies first. False: all have what they should.
+  Expected<bool> FitKv();
+  // New requests wait (true), or are taken again (false). Blocks until those that run have ended, or `stop`.
+  Status HoldIntake(bool hold, const std::stop_token& stop);
   Status Retire(DeviceId device);
   const EngineOptions& options() const { return options_; }
 
@@ -109,34 +136,62 @@ class ElasticEngine : public Engine {
   void Deliver(std::vector<core::TokenEvent>& events);
   Status RecoverWorkers();
   Status ReplaceHmm();
+  Status FitMemory(HmmClient& hmm, const core::Placement& placement);  // domains and KV for its members
   Status SwitchToNextHmm();
   Status AttachAll();
-  void UpdateKvBlocks();
+  core::PlanFacts BaseFacts() const;  // without load and budgets
+  Expected<core::Placement> FirstPlacement() const;
+  Status AwaitHmm(const std::stop_token& stop);  // while one that died is being replaced
+  // KV of a device that holds so many experts. REQUIRES: instances_mutex_, or the controller's thread.
+  std::uint64_t KvChunksWanted(std::uint64_t experts) const;
+  Expected<bool> VacateKv(DomainId domain, std::uint32_t blocks);  // false: not yet
+  Expected<bool> ShrinkKv(DeviceId device, std::uint64_t chunks);  // likewise
+  // One device's KV, in the HMM and then in the workers. REQUIRES: instances_mutex_.
+  Status SetKv(DeviceId device, std::uint64_t chunks);
+  void PublishKvBlocks();  // for the scheduler, at the next boundary. REQUIRES: instances_mutex_
+  void UpdateKvBlocks();   // there
+  void UpdatePids();
+  void StartMoves(std::vector<core::Scheduler::Move> moves);
+  void TakeMoved();
+  void PublishSettled();
+  bool CopyTails(const core::StepPlan& plan);  // false: the step cannot run
   void UpdateSpin();
   void Observe(const core::ResizeEvent& event);
+  // Runs `task` and records it.
+  Status Traced(std::string name, std::string lane, Json args, const std::function<Status()>& task);
   Status BetweenSteps(const std::function<Status()>& task);  // runs it on the engine's thread
   void RunTasks(bool run);                                   // false: they are refused
   void GiveUp(const Error& error);                           // every request ends with this error
   void Watch(const std::stop_token& stop);                   // thread: deaths of processes
   void Rewatch();                                            // the processes to watch have changed
   void PublishStats();
+  double WeightOf(DeviceId device) const;
   std::vector<core::SchedulerDevice> SchedulerDevices() const;
   HmmOptions HmmOptionsFor() const;
 
   EngineOptions options_;
+  std::atomic<std::size_t> kv_memory_bytes_;  // a device
   model::Checkpoint checkpoint_;
   bool adopted_ = false;
   int moe_layers_ = 0;
 
-  std::mutex instances_mutex_;  // guards instances_, hmm_, memory_, prepared_: two threads use them
+  mutable std::mutex instances_mutex_;  // guards what follows: two threads use it
   std::unique_ptr<HmmClient> hmm_;
   AttachedMemory memory_;
   std::unique_ptr<InstanceManager> instances_;
-  std::optional<core::Placement> prepared_;  // an epoch that may be committed
+  std::optional<core::Placement> prepared_;         // an epoch that may be committed
+  std::map<DeviceId, std::uint64_t> kv_chunks_of_;  // KV that each device has brought along
 
   std::mutex observer_mutex_;
   std::function<void(const core::ResizeEvent&)> observer_;
   std::atomic<TimeNs> longest_gap_{0};
+  std::atomic<int> standby_count_{0};
+  // The controller's thread uses these.
+  ResizeTrace* trace_ = nullptr;
+  std::optional<PeerCopies> peers_;
+  std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
+  std::chrono::steady_clock::time_point vacating_since_;
+  std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), when the last resize began
 
   // Owned by the engine's thread once it runs.
   std::optional<Exchange> exchange_;
@@ -152,7 +207,10 @@ class ElasticEngine : public Engine {
   };
   std::vector<SlotState> slots_;
   std::map<RequestId, Sink> sinks_;
+  std::unique_ptr<KvMover> mover_;
+  std::unique_ptr<HmmClient> step_hmm_;  // of the engine's thread, made when it is needed
   int failed_attempts_ = 0;              // of the step that is tried now
+  bool step_given_up_ = false;           // members may still be in it
   std::unique_ptr<HmmClient> next_hmm_;  // being loaded after the HMM's death
   std::chrono::steady_clock::time_point next_hmm_poll_;
   std::uint64_t steps_ = 0, recoveries_ = 0;
@@ -163,6 +221,9 @@ class ElasticEngine : public Engine {
   std::deque<RequestId> cancelled_;
   EngineStats stats_;
   core::Placement published_placement_;
+  std::vector<DomainStats> domains_;
+  std::map<DomainId, std::uint32_t> kv_blocks_;  // as the workers have them
+  std::optional<std::set<DeviceId>> settled_;    // none moves, and none is left on these
   struct Task {
     const std::function<Status()>* body;
     Status status;
@@ -172,12 +233,19 @@ class ElasticEngine : public Engine {
   std::condition_variable task_done_;
   bool accepting_ = true;
   bool stopping_ = false;
-  bool busy_ = false;       // anything waiting, running or submitted
+  bool busy_ = false;  // anything waiting, running or submitted
+  bool kv_changed_ = false;
+  bool hmm_down_ = false;   // it died, and the next one has not taken over
   std::size_t queued_ = 0;  // waiting in the scheduler, for the limit
 
-  std::atomic<bool> death_{false};  // a process ended: looked at between and within steps
+  std::atomic<bool> death_{false};        // a process that steps need ended: looked at within steps, too
+  std::atomic<bool> other_death_{false};  // another one
   std::atomic<bool> watch_again_{false};
-  std::vector<Fd> watched_;  // duplicates of pidfds, guarded by mutex_
+  struct Watched {
+    Fd fd;  // duplicate of a pidfd
+    bool in_steps = false;
+  };
+  std::vector<Watched> watched_;  // guarded by mutex_
   std::jthread watcher_;
   std::jthread thread_;
 };

@@ -23,8 +23,6 @@ TimeNs Now() {
 
 Status ElasticEngine::RecoverWorkers() {
   const std::scoped_lock lock(instances_mutex_);
-  // Out of the step first: nobody may write into areas that the next plan uses.
-  instances_->Quiesce(placement_.members());
   for (int attempt = 0;; ++attempt) {
     std::vector<DeviceId> dead = instances_->TakeDead();
     for (const DeviceId device : dead) Observe(core::WorkerDiedEvent{device});
@@ -33,6 +31,12 @@ Status ElasticEngine::RecoverWorkers() {
     std::vector<DeviceId> missing;
     for (const DeviceId member : placement_.members())
       if (instances_->PidOf(member) < 0) missing.push_back(member);
+    if (step_given_up_) {
+      // Out of that step first: nobody may write into areas that the next plan uses.
+      step_given_up_ = false;
+      instances_->Quiesce(placement_.members());
+      continue;
+    }
     if (missing.empty()) break;
     if (attempt == kReplaceAttempts)
       return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed",
@@ -52,7 +56,7 @@ Status ElasticEngine::RecoverWorkers() {
     for (const DeviceId device : missing) Observe(core::WorkerRecoveredEvent{device});
   }
   EM_RETURN_IF_ERROR(instances_->FillStandby());
-  for (const DeviceId member : placement_.members()) pids_[member] = instances_->PidOf(member);
+  UpdatePids();
   Rewatch();
   return {};
 }
@@ -65,7 +69,11 @@ Status ElasticEngine::ReplaceHmm() {
   pollfd poll_fd{watched.pidfd(), POLLIN, 0};
   if (::poll(&poll_fd, 1, 0) != 1) return {};
   LogWarn("the hmm ended: a new one loads the weights while serving goes on");
-  EM_ASSIGN_OR_RETURN(next_hmm_, HmmClient::Start(HmmOptionsFor()));
+  {
+    const std::scoped_lock down(mutex_);
+    hmm_down_ = true;
+  }
+  EM_ASSIGN_OR_RETURN(next_hmm_, HmmClient::Start(HmmOptionsFor(), placement_));
   next_hmm_poll_ = {};
   Rewatch();
   return {};
@@ -80,36 +88,62 @@ Status ElasticEngine::SwitchToNextHmm() {
   const auto ready = next_hmm_->Ready(loaded, total);
   if (!ready) {
     if (ready.error().code == ErrorCode::kUnavailable) {  // it died, too: the watcher says so
-      death_ = true;
+      other_death_ = true;
       return {};
     }
     return tl::unexpected<Error>(ready.error());
   }
   if (!*ready) return {};
   const std::scoped_lock lock(instances_mutex_);
-  // The new one was started for the first size; the others' KV memory is added.
-  const std::size_t chunk_bytes =
-      memory_.map.blocks_per_chunk *
-      compute::KvLayout::Of(checkpoint_.spec, memory_.map.kv_element_bytes).BlockBytes();
-  for (const DeviceId member : instances_->Attached())
-    EM_RETURN_IF_ERROR(next_hmm_->Call({{"op", "set_kv"},
-                                        {"domain", memory_.map.DomainOf(member).value},
-                                        {"device", member.value},
-                                        {"chunks", options_.kv_memory_bytes / chunk_bytes}}));
+  mover_->Restart();  // nobody copies between blocks of the new memory what was meant for the old
+  step_hmm_.reset();
+  for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
+  // A resize may have gone on since it was started.
+  EM_RETURN_IF_ERROR(FitMemory(*next_hmm_, placement_));
   EM_ASSIGN_OR_RETURN(AttachedMemory memory, next_hmm_->Describe());
   hmm_ = std::move(next_hmm_);
   memory_ = std::move(memory);
-  for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
-  // Joining devices, too: none may go on with the old pages.
-  for (const DeviceId device : instances_->Attached())
-    EM_RETURN_IF_ERROR(instances_->Reattach(device, memory_));
+  for (const DeviceId device : instances_->Attached()) {
+    if (placement_.RankOf(device) >= 0)
+      EM_RETURN_IF_ERROR(instances_->Reattach(device, memory_));
+    else
+      instances_->Retire(device);  // it was joining: the stage is prepared again, from the start
+  }
   prepared_.reset();
   EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
+  PublishKvBlocks();
   UpdateKvBlocks();
   ++recoveries_;
   Rewatch();
+  {
+    const std::scoped_lock up(mutex_);
+    hmm_down_ = false;
+  }
   LogInfo("the new hmm (pid {}) has taken over", hmm_->pid());
   return {};
+}
+
+bool ElasticEngine::CopyTails(const core::StepPlan& plan) {
+  if (plan.copies_before.empty()) return true;
+  Status status;
+  if (!step_hmm_) {
+    auto connected = HmmClient::Connect(options_.hmm_socket);
+    if (connected)
+      step_hmm_ = std::move(*connected);
+    else
+      status = tl::unexpected<Error>(connected.error());
+  }
+  if (step_hmm_)
+    if (auto copied = step_hmm_->Call(CopyKvRequest(plan.copies_before)); !copied)
+      status = tl::unexpected<Error>(copied.error());
+  if (status) return true;
+  // Whoever was on the way loses its KV and runs again from its tokens.
+  LogWarn("{}", status.error().message);
+  step_hmm_.reset();
+  scheduler_->AbandonStep();
+  for (const core::KvCopy& copy : plan.copies_before) scheduler_->ForgetKv(copy.from_domain);
+  other_death_ = true;  // the HMM is looked at before the next step
+  return false;
 }
 
 void ElasticEngine::GiveUp(const Error& error) {
@@ -121,37 +155,49 @@ void ElasticEngine::GiveUp(const Error& error) {
 }
 
 void ElasticEngine::Rewatch() {
-  std::vector<int> fds = instances_->Pidfds();
-  fds.push_back(next_hmm_ ? next_hmm_->pidfd() : hmm_->pidfd());
+  const std::vector<int> attached = instances_->AttachedPidfds();
+  std::vector<int> others = instances_->StandbyPidfds();
+  others.push_back(next_hmm_ ? next_hmm_->pidfd() : hmm_->pidfd());
+  standby_count_ = instances_->StandbyCount();
   const std::scoped_lock lock(mutex_);
   watched_.clear();
-  for (const int fd : fds)
-    if (const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0); copy >= 0) watched_.emplace_back(copy);
+  const auto watch = [&](const std::vector<int>& fds, bool in_steps) {
+    for (const int fd : fds)
+      if (const int copy = ::fcntl(fd, F_DUPFD_CLOEXEC, 0); copy >= 0)
+        watched_.push_back({Fd(copy), in_steps});
+  };
+  watch(attached, true);
+  watch(others, false);
   watch_again_ = true;
 }
 
 void ElasticEngine::Watch(const std::stop_token& stop) {
-  std::vector<Fd> fds;
+  std::vector<Watched> all;
   while (!stop.stop_requested()) {
     if (watch_again_.exchange(false)) {
       const std::scoped_lock lock(mutex_);
-      fds = std::move(watched_);
+      all = std::move(watched_);
       watched_.clear();
     }
     std::vector<pollfd> polled;
-    for (const Fd& fd : fds) polled.push_back({fd.get(), POLLIN, 0});
+    for (const Watched& one : all) polled.push_back({one.fd.get(), POLLIN, 0});
     if (::poll(polled.data(), polled.size(), 50) <= 0) continue;
     // Those that ended are not looked at again, until the engine has replaced them.
-    std::vector<Fd> alive;
-    for (std::size_t i = 0; i < polled.size(); ++i)
-      if (polled[i].revents == 0) alive.push_back(std::move(fds[i]));
-    fds = std::move(alive);
+    std::vector<Watched> alive;
+    bool in_steps = false;
+    for (std::size_t i = 0; i < polled.size(); ++i) {
+      if (polled[i].revents == 0)
+        alive.push_back(std::move(all[i]));
+      else
+        in_steps |= all[i].in_steps;
+    }
+    all = std::move(alive);
     {
       const std::scoped_lock lock(mutex_);
-      death_ = true;
+      (in_steps ? death_ : other_death_) = true;
       work_.notify_all();
     }
-    exchange_->header().finish.WakeAll();
+    if (in_steps) exchange_->header().finish.WakeAll();
   }
 }
 

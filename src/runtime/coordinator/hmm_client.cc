@@ -37,27 +37,36 @@ Status HmmClient::Hello() {
   return {};
 }
 
-Expected<std::unique_ptr<HmmClient>> HmmClient::StartOrAdopt(const HmmOptions& options) {
-  if (auto channel = Channel::Connect(options.socket)) {
-    std::unique_ptr<HmmClient> client(new HmmClient());
-    client->channel_ = std::move(*channel);
-    EM_RETURN_IF_ERROR(client->Hello());
+Expected<std::unique_ptr<HmmClient>> HmmClient::Connect(const std::string& socket) {
+  EM_ASSIGN_OR_RETURN(Channel channel, Channel::Connect(socket));
+  std::unique_ptr<HmmClient> client(new HmmClient());
+  client->channel_ = std::move(channel);
+  EM_RETURN_IF_ERROR(client->Hello());
+  return client;
+}
+
+Expected<std::unique_ptr<HmmClient>> HmmClient::StartOrAdopt(const HmmOptions& options,
+                                                             const core::Placement& placement) {
+  if (auto connected = Connect(options.socket)) {
+    std::unique_ptr<HmmClient> client = std::move(*connected);
     EM_ASSIGN_OR_RETURN(const Message status, client->channel_.Call({{"op", "status"}}, kCallTimeoutMs));
     client->pid_ = status.body.value("pid", -1);
     client->pidfd_ = Fd(static_cast<int>(::syscall(SYS_pidfd_open, client->pid_, 0)));
     client->adopted_ = true;
+    const std::string state = status.body.value("state", "");
     if (status.body.value("fingerprint", "") == HmmFingerprint(options) &&
-        status.body.value("state", "") != "failed") {
+        (state == "loading" || state == "ready")) {
       LogInfo("adopting the running hmm (pid {}): its weights stay where they are", client->pid_);
       return client;
     }
     LogInfo("the running hmm (pid {}) holds another model or layout: it ends", client->pid_);
     client->Shutdown();
   }
-  return Start(options);
+  return Start(options, placement);
 }
 
-Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options) {
+Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options,
+                                                      const core::Placement& placement) {
   SpawnOptions spawn;
   spawn.die_with_parent = false;  // it outlives a crashed coordinator, until --linger
   spawn.arguments = {"hmm",
@@ -65,14 +74,14 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options)
                      options.socket,
                      "--model",
                      options.model.string(),
-                     "--devices",
-                     std::to_string(options.devices),
                      "--max-devices",
                      std::to_string(options.max_devices),
                      "--kv-element-bytes",
                      std::to_string(options.kv_element_bytes),
                      "--kv-memory",
                      std::to_string(options.kv_memory_bytes),
+                     "--kv-room",
+                     std::to_string(options.kv_room_bytes),
                      "--device-memory",
                      std::to_string(options.device_memory_bytes),
                      "--pages",
@@ -80,20 +89,24 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options)
                      "--linger",
                      std::to_string(options.linger_seconds),
                      "--load-threads",
-                     std::to_string(options.load_threads)};
+                     std::to_string(options.load_threads),
+                     "--log-level",
+                     options.log_level};
   if (options.domain_per_device) spawn.arguments.push_back("--domain-per-device");
   EM_ASSIGN_OR_RETURN(Process process, SpawnSelf(spawn));
-  std::unique_ptr<HmmClient> client(new HmmClient());
-  client->pid_ = process.pid;
-  client->pidfd_ = std::move(process.pidfd);
   for (int attempt = 0; attempt < 2000; ++attempt) {
-    if (auto channel = Channel::Connect(options.socket)) {
-      client->channel_ = std::move(*channel);
-      EM_RETURN_IF_ERROR(client->Hello());
+    if (auto connected = Connect(options.socket)) {
+      std::unique_ptr<HmmClient> client = std::move(*connected);
+      client->pid_ = process.pid;
+      client->pidfd_ = std::move(process.pidfd);
+      if (auto loading = client->Call({{"op", "load"}, {"placement", ToJson(placement)}}); !loading) {
+        client->Shutdown();
+        return tl::unexpected<Error>(loading.error());
+      }
       return client;
     }
-    if (Gone(client->pidfd_.get(), 5)) {
-      ::waitpid(client->pid_, nullptr, WNOHANG);
+    if (Gone(process.pidfd.get(), 5)) {
+      ::waitpid(process.pid, nullptr, WNOHANG);
       return Fail(ErrorCode::kUnavailable, "starting the hmm: it ended at once; its lines above say why");
     }
   }
@@ -129,6 +142,16 @@ Expected<AttachedMemory> HmmClient::Describe() {
     return Fail(ErrorCode::kDataLoss, "describing memory: domains={} descriptors={}",
                 memory.map.domains.size(), memory.fds.size());
   return memory;
+}
+
+Status HmmClient::Record(const core::Placement& placement) {
+  EM_RETURN_IF_ERROR(Call({{"op", "record"}, {"placement", ToJson(placement)}}));
+  return {};
+}
+
+Expected<core::Placement> HmmClient::Recorded() {
+  EM_ASSIGN_OR_RETURN(const Message answer, Call({{"op", "recorded"}}));
+  return PlacementFromJson(answer.body.value("placement", Json::object()));
 }
 
 Expected<Message> HmmClient::Call(const Json& request) {

@@ -22,10 +22,14 @@ struct AttachedMemory {
 
 class HmmClient {
  public:
-  // Adopts a running HMM with the same fingerprint; one with another is told to end. Else starts one. Returns
-  // at once, while weights are being loaded.
-  static Expected<std::unique_ptr<HmmClient>> StartOrAdopt(const HmmOptions& options);
-  static Expected<std::unique_ptr<HmmClient>> Start(const HmmOptions& options);
+  // Adopts a running HMM with the same fingerprint; one with another is told to end. Else starts one, which
+  // loads by `placement`. Returns at once, while weights are being loaded.
+  static Expected<std::unique_ptr<HmmClient>> StartOrAdopt(const HmmOptions& options,
+                                                           const core::Placement& placement);
+  static Expected<std::unique_ptr<HmmClient>> Start(const HmmOptions& options,
+                                                    const core::Placement& placement);
+  // A further connection to a running HMM, e.g. for a thread of its own.
+  static Expected<std::unique_ptr<HmmClient>> Connect(const std::string& socket);
 
   // Waits until the weights are there. `progress` is called with (loaded, total) bytes some times a second.
   Status AwaitReady(const std::function<void(std::uint64_t, std::uint64_t)>& progress);
@@ -33,6 +37,8 @@ class HmmClient {
   Expected<bool> Ready(std::uint64_t& loaded_bytes, std::uint64_t& total_bytes);  // asked once
 
   Expected<AttachedMemory> Describe();
+  Status Record(const core::Placement& placement);  // the placement that serves now
+  Expected<core::Placement> Recorded();
   Expected<Message> Call(const Json& request);
   void Shutdown();  // and waits for its end
 

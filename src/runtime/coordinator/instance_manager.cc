@@ -2,6 +2,8 @@
 
 #include <signal.h>
 
+#include <algorithm>
+
 #include "base/log.h"
 
 namespace elasticmoe::runtime {
@@ -19,11 +21,7 @@ InstanceManager::~InstanceManager() {
   std::list<Worker> all = std::move(standby_);
   for (auto& [device, worker] : attached_) all.push_back(std::move(worker));
   for (Worker& worker : all) worker.channel.Close();
-  for (Worker& worker : all) {
-    if (worker.process.WaitEnd(2000)) continue;
-    worker.process.Signal(SIGKILL);
-    worker.process.WaitEnd(2000);
-  }
+  for (Worker& worker : all) End(worker);
 }
 
 Expected<InstanceManager::Worker> InstanceManager::Spawn() {
@@ -41,6 +39,7 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
                      std::to_string(exchange_.fd()),
                      "--log-level",
                      options_.log_level};
+  if (options_.expert_table == ExpertTableKind::kRemap) spawn.arguments.emplace_back("--remap-experts");
   Worker worker;
   EM_ASSIGN_OR_RETURN(worker.process, SpawnSelf(spawn));
   worker.channel = std::move(ends.first);
@@ -62,7 +61,8 @@ std::vector<int> InstanceManager::CpusOf(DeviceId device) const {
   std::vector<int> cpus;
   for (int i = 0; i < options_.threads_per_device; ++i)
     cpus.push_back(
-        cpus_[static_cast<std::size_t>(device.value * options_.threads_per_device + i) % cpus_.size()]);
+        cpus_[static_cast<std::size_t>(options_.first_cpu + device.value * options_.threads_per_device + i) %
+              cpus_.size()]);
   return cpus;
 }
 
@@ -91,7 +91,7 @@ Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
     if (standby_.empty()) {
       EM_ASSIGN_OR_RETURN(worker, Spawn());
     } else {
-      worker = std::move(standby_.front());  // the oldest: it has surely started up
+      worker = std::move(standby_.front());
       standby_.pop_front();
     }
     auto answer = worker.channel.Call(request, kAnswerTimeoutMs, {fd});
@@ -128,13 +128,13 @@ Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint6
   return status;
 }
 
-Status InstanceManager::SetKvChunks(const MemoryMap& map) {
-  for (auto& [device, worker] : attached_) {
-    const DomainMap* domain = map.Find(map.DomainOf(device));
-    if (domain == nullptr) continue;
-    EM_RETURN_IF_ERROR(
-        worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, kAnswerTimeoutMs));
-  }
+Status InstanceManager::SetKvChunks(const MemoryMap& map, DomainId id) {
+  const DomainMap* domain = map.Find(id);
+  if (domain == nullptr) return Fail(ErrorCode::kNotFound, "sizing KV: domain={} is not open", id);
+  for (auto& [device, worker] : attached_)
+    if (map.DomainOf(device) == id)
+      EM_RETURN_IF_ERROR(
+          worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, kAnswerTimeoutMs));
   return {};
 }
 
@@ -157,12 +157,26 @@ void InstanceManager::Kill(DeviceId device) {
   at->second.process.WaitEnd(2000);
 }
 
+void InstanceManager::End(Worker& worker) {
+  worker.channel.Close();
+  if (worker.process.WaitEnd(2000)) return;
+  worker.process.Signal(SIGKILL);
+  worker.process.WaitEnd(2000);
+}
+
 void InstanceManager::Retire(DeviceId device) {
   const auto at = attached_.find(device);
   if (at == attached_.end()) return;
-  at->second.channel.Close();
-  if (!at->second.process.WaitEnd(2000)) Kill(device);
+  Worker worker = std::move(at->second);
   attached_.erase(at);
+  if (auto detached = worker.channel.Call({{"op", "detach"}}, kAnswerTimeoutMs); !detached)
+    End(worker);
+  else
+    standby_.push_front(std::move(worker));
+  while (StandbyCount() > std::max(options_.standby, options_.standby_limit)) {
+    End(standby_.back());
+    standby_.pop_back();
+  }
 }
 
 std::vector<DeviceId> InstanceManager::TakeDead() {
@@ -185,10 +199,15 @@ std::vector<DeviceId> InstanceManager::TakeDead() {
   return dead;
 }
 
-std::vector<int> InstanceManager::Pidfds() const {
+std::vector<int> InstanceManager::AttachedPidfds() const {
+  std::vector<int> fds;
+  for (const auto& [device, worker] : attached_) fds.push_back(worker.process.pidfd.get());
+  return fds;
+}
+
+std::vector<int> InstanceManager::StandbyPidfds() const {
   std::vector<int> fds;
   for (const Worker& worker : standby_) fds.push_back(worker.process.pidfd.get());
-  for (const auto& [device, worker] : attached_) fds.push_back(worker.process.pidfd.get());
   return fds;
 }
 

@@ -3,8 +3,10 @@
 // Thread-safe: commands come from anywhere; what takes time runs on a thread of its own.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -13,13 +15,17 @@
 
 #include "core/control/resize.h"
 #include "runtime/coordinator/elastic_engine.h"
+#include "runtime/coordinator/resize_trace.h"
 
 namespace elasticmoe::runtime {
 
 class ResizeController {
  public:
-  explicit ResizeController(ElasticEngine& engine);  // the engine must outlive it
-  ~ResizeController();                               // what is under way stays where it is
+  // The engine must outlive it. `on_ended` is called with each operation's last report; it must not call
+  // back.
+  explicit ResizeController(ElasticEngine& engine,
+                            std::function<void(const core::ResizeReport&)> on_ended = {});
+  ~ResizeController();  // what is under way stays where it is
 
   // Starts an operation, or finds it again by its id. Errors as the machine's reply: kInvalidArgument
   // (target, victim), kFailedPrecondition (another one runs; its id is named), kResourceExhausted (it cannot
@@ -32,6 +38,11 @@ class ResizeController {
   // Blocks until the operation has ended, at most `timeout_ns`.
   std::optional<core::ResizeReport> Await(const std::string& operation, TimeNs timeout_ns) const;
 
+  const ResizeTrace& Trace() const { return trace_; }
+
+  // KV memory a device, from now on.
+  void SetKvMemory(std::size_t bytes);
+
   // Device phases by the machine's words.
   std::map<DeviceId, core::DevicePhase> Phases() const;
 
@@ -40,14 +51,19 @@ class ResizeController {
   void Feed(const core::ResizeEvent& event);  // takes the lock
   void StepLocked(const core::ResizeEvent& event, std::vector<core::ResizeAction>& actions);
   void Loop(const std::stop_token& stop);
-  void Execute(const core::ResizeAction& action);
-  core::PlanFacts Facts() const;
+  void Execute(const core::ResizeAction& action, const std::stop_token& stop);
+  void TraceEnd(const core::ResizeReport& report);
+  Status Drain(const std::stop_token& stop);  // where the operation's strategy is to drain
 
   ElasticEngine& engine_;
+  std::function<void(const core::ResizeReport&)> on_ended_;
+  ResizeTrace trace_;
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   core::ResizeMachine machine_;
   std::deque<core::ResizeAction> queue_;
+  std::atomic<bool> fit_kv_{false};          // there may be KV memory to add or to give up
+  std::atomic<bool> release_intake_{false};  // an operation that held it has ended
   std::jthread thread_;
 };
 

@@ -30,24 +30,8 @@ struct Connection {
 
 class Hmm {
  public:
-  Hmm(const HmmOptions& options, Listener listener, std::unique_ptr<MemoryOwner> owner)
-      : options_(options),
-        fingerprint_(HmmFingerprint(options)),
-        listener_(std::move(listener)),
-        owner_(std::move(owner)) {
-    loader_ = std::jthread([this] {
-      const auto start = std::chrono::steady_clock::now();
-      if (Status status = owner_->Load(); !status) {
-        failure_ = status.error();
-        state_.store(State::kFailed, std::memory_order_release);
-        return;
-      }
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      LogInfo("loaded {:.1f} MiB in {:.2f} s", static_cast<double>(owner_->TotalBytes()) / (1 << 20),
-              seconds);
-      state_.store(State::kReady, std::memory_order_release);
-    });
-  }
+  Hmm(const HmmOptions& options, Listener listener)
+      : options_(options), fingerprint_(HmmFingerprint(options)), listener_(std::move(listener)) {}
 
   int Serve() {
     auto alone_since = std::chrono::steady_clock::now();
@@ -76,7 +60,28 @@ class Hmm {
   }
 
  private:
-  enum class State { kLoading, kReady, kFailed };
+  enum class State { kEmpty, kLoading, kReady, kFailed };
+
+  Expected<Json> Load(const Json& request) {
+    if (owner_) return Fail(ErrorCode::kFailedPrecondition, "loading: it is done or under way");
+    EM_ASSIGN_OR_RETURN(const core::Placement placement, PlacementFromJson(request.at("placement")));
+    EM_ASSIGN_OR_RETURN(owner_, MemoryOwner::Create(options_, placement));
+    recorded_ = request.at("placement");
+    state_.store(State::kLoading, std::memory_order_release);
+    loader_ = std::jthread([this] {
+      const auto start = std::chrono::steady_clock::now();
+      if (Status status = owner_->Load(); !status) {
+        failure_ = status.error();
+        state_.store(State::kFailed, std::memory_order_release);
+        return;
+      }
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      LogInfo("loaded {:.1f} MiB in {:.2f} s", static_cast<double>(owner_->TotalBytes()) / (1 << 20),
+              seconds);
+      state_.store(State::kReady, std::memory_order_release);
+    });
+    return Json::object();
+  }
 
   // False where the connection has ended.
   bool Answer(Connection& connection) {
@@ -96,12 +101,16 @@ class Hmm {
         return Json::object();
       }
       if (op == "status") return StatusBody();
+      if (op == "load") return Load(request);
+      if (op == "recorded") return Json{{"placement", recorded_}};
       if (op == "shutdown") {
         stopping_ = true;
         return Json::object();
       }
-      if (state_.load(std::memory_order_acquire) == State::kFailed) return tl::unexpected<Error>(failure_);
-      if (state_.load(std::memory_order_acquire) == State::kLoading)
+      const State state = state_.load(std::memory_order_acquire);
+      if (state == State::kFailed) return tl::unexpected<Error>(failure_);
+      if (state == State::kEmpty) return Fail(ErrorCode::kFailedPrecondition, "{}: nothing is loaded", op);
+      if (state == State::kLoading)
         return Fail(ErrorCode::kUnavailable, "{}: the weights are being loaded", op);
       return Operate(op, request, fds);
     } catch (const nlohmann::json::exception& e) {
@@ -111,11 +120,12 @@ class Hmm {
 
   Json StatusBody() const {
     const State state = state_.load(std::memory_order_acquire);
-    Json body = {{"state", state == State::kLoading ? "loading"
-                           : state == State::kReady ? "ready"
-                                                    : "failed"},
-                 {"loaded_bytes", owner_->LoadedBytes()},
-                 {"total_bytes", owner_->TotalBytes()},
+    Json body = {{"state", state == State::kEmpty     ? "empty"
+                           : state == State::kLoading ? "loading"
+                           : state == State::kReady   ? "ready"
+                                                      : "failed"},
+                 {"loaded_bytes", owner_ ? owner_->LoadedBytes() : 0},
+                 {"total_bytes", owner_ ? owner_->TotalBytes() : 0},
                  {"fingerprint", fingerprint_},
                  {"pid", ::getpid()}};
     if (state == State::kFailed) body["failure"] = ErrorBody(failure_)["error"];
@@ -152,11 +162,23 @@ class Hmm {
     }
     if (op == "open_domain") {
       EM_RETURN_IF_ERROR(owner_->OpenDomain(domain("domain")));
-      return Described(fds);
+      return Json{{"shared_bytes", owner_->SharedBytes()}};
+    }
+    if (op == "shared_bytes") return Json{{"shared_bytes", owner_->SharedBytes()}};
+    if (op == "copy_shared") {
+      EM_ASSIGN_OR_RETURN(const CopyReport report,
+                          owner_->CopyShared(domain("to"), request.at("offset").get<std::uint64_t>(),
+                                             request.at("bytes").get<std::uint64_t>()));
+      return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}};
     }
     if (op == "close_domain") {
       EM_RETURN_IF_ERROR(owner_->CloseDomain(domain("domain")));
-      return Described(fds);
+      return Json{{"shared_bytes", owner_->SharedBytes()}};
+    }
+    if (op == "record") {
+      EM_RETURN_IF_ERROR(PlacementFromJson(request.at("placement")));
+      recorded_ = request.at("placement");
+      return Json::object();
     }
     if (op == "copy_experts") {
       EM_ASSIGN_OR_RETURN(const CopyReport report,
@@ -185,9 +207,10 @@ class Hmm {
   HmmOptions options_;
   std::string fingerprint_;
   Listener listener_;
-  std::unique_ptr<MemoryOwner> owner_;
+  std::unique_ptr<MemoryOwner> owner_;  // none before `load`
   std::list<Connection> connections_;
-  std::atomic<State> state_{State::kLoading};
+  Json recorded_;
+  std::atomic<State> state_{State::kEmpty};
   Error failure_;  // written before state_ becomes kFailed
   bool stopping_ = false;
   std::jthread loader_;
@@ -226,12 +249,7 @@ int RunHmm(const HmmOptions& options) {
     LogError("{}", listener.error().message);
     return 1;
   }
-  auto owner = MemoryOwner::Create(options);
-  if (!owner) {
-    LogError("{}", owner.error().message);
-    return 1;
-  }
-  Hmm hmm(options, std::move(*listener), std::move(*owner));
+  Hmm hmm(options, std::move(*listener));
   return hmm.Serve();
 }
 

@@ -4,12 +4,18 @@
 //
 // Protocol (channel.h; one request, one answer, in order on a connection):
 //   {"op":"hello","role":"coordinator"|"worker","device":d}   -> {}
+//   {"op":"load","placement":{...}}  -> {}  once, first of all: makes the pools, starts to load in the
+//   background; refuses what cannot fit
 //   {"op":"status"}            ->
-//   {"state":"loading"|"ready"|"failed","loaded_bytes","total_bytes","fingerprint","pid"}
+//   {"state":"empty"|"loading"|"ready"|"failed","loaded_bytes","total_bytes","fingerprint","pid"}
+//   {"op":"record","placement":{...}} -> {}  the placement that serves now; kept for the coordinator that
+//   adopts this HMM after a crash of the one before: {"op":"recorded"} -> {"placement":{...}}
 //   {"op":"describe"}          -> MemoryMap, with a descriptor a domain in the order of `domains`
 //   {"op":"accounts"}          -> pages by use and device, and who is attached
 //   {"op":"set_kv","domain","device","chunks"}         -> {"kv_chunks":[...]}  grow or shrink (from the end)
-//   {"op":"open_domain","domain"} / {"op":"close_domain","domain"}       -> MemoryMap with descriptors
+//   {"op":"open_domain","domain"} / {"op":"close_domain","domain"}       -> {"shared_bytes"}
+//   {"op":"shared_bytes"}                                                -> {"shared_bytes"}
+//   {"op":"copy_shared","to","offset","bytes"}                           -> {"bytes","ns"}
 //   {"op":"copy_experts","from","to","experts":[[l,e],...]}              -> {"bytes","ns","offsets":[...]}
 //   {"op":"drop_experts","domain","experts":[[l,e],...]}                 -> {"pages"}
 //   {"op":"move_experts","device","experts":[[l,e],...]}                 -> {}  another account, no byte
@@ -33,15 +39,16 @@ namespace elasticmoe::runtime {
 struct HmmOptions {
   std::string socket;  // abstract name it listens on
   std::filesystem::path model;
-  int devices = 1;      // of the first placement
   int max_devices = 1;  // the pool has addresses for so many
   bool domain_per_device = false;
   int kv_element_bytes = 2;
   std::size_t kv_memory_bytes = 0;      // a device
+  std::size_t kv_room_bytes = 0;        // addresses a device's KV may grow into; 0 = as much as it has
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
   int linger_seconds = 30;
   int load_threads = 2;
+  std::string log_level = "info";
 };
 
 // Equal for two option sets exactly if one's memory can serve the other's coordinator: covers the options

@@ -51,4 +51,51 @@ Expected<MemoryMap> MemoryMapFromJson(const Json& json) {
   }
 }
 
+Json ToJson(const core::Placement& placement) {
+  Json members = Json::array(), owners = Json::array();
+  for (const DeviceId member : placement.members()) members.push_back(member.value);
+  for (int layer = 0; layer < placement.layers(); ++layer) {
+    Json row = Json::array();
+    for (int expert = 0; expert < placement.experts(); ++expert) {
+      Json devices = Json::array();
+      for (const DeviceId owner : placement.Owners(layer, expert)) devices.push_back(owner.value);
+      row.push_back(std::move(devices));
+    }
+    owners.push_back(std::move(row));
+  }
+  return {{"epoch", placement.epoch().value},
+          {"experts", placement.experts()},
+          {"members", members},
+          {"owners", owners}};
+}
+
+Expected<core::Placement> PlacementFromJson(const Json& json) {
+  try {
+    std::vector<DeviceId> members;
+    for (const int member : json.at("members").get<std::vector<int>>()) members.emplace_back(member);
+    const Json& layers = json.at("owners");
+    const int experts = json.at("experts").get<int>();
+    core::Placement placement(Epoch(json.at("epoch").get<std::uint64_t>()), std::move(members),
+                              static_cast<int>(layers.size()), experts);
+    for (int layer = 0; layer < placement.layers(); ++layer)
+      for (int expert = 0; expert < experts; ++expert) {
+        std::vector<DeviceId> owners;
+        for (const int owner : layers.at(layer).at(expert).get<std::vector<int>>()) {
+          owners.emplace_back(owner);
+          if (placement.RankOf(owners.back()) < 0)
+            return Fail(ErrorCode::kDataLoss,
+                        "reading a placement: layer={} expert={} is on device={}, no member", layer, expert,
+                        owner);
+        }
+        if (owners.empty())
+          return Fail(ErrorCode::kDataLoss, "reading a placement: layer={} expert={} has no owner", layer,
+                      expert);
+        placement.SetOwners(layer, expert, owners);
+      }
+    return placement;
+  } catch (const nlohmann::json::exception& e) {
+    return Fail(ErrorCode::kDataLoss, "reading a placement: {}", e.what());
+  }
+}
+
 }  // namespace elasticmoe::runtime

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/ids.h"
 #include "base/json.h"
+#include "core/placement/placement.h"
 
 namespace elasticmoe::runtime {
 
@@ -37,5 +38,9 @@ struct MemoryMap {
 
 Json ToJson(const MemoryMap& map);
 Expected<MemoryMap> MemoryMapFromJson(const Json& json);
+
+// {"epoch", "members": [device...], "owners": [layer][expert] = [device...]}
+Json ToJson(const core::Placement& placement);
+Expected<core::Placement> PlacementFromJson(const Json& json);
 
 }  // namespace elasticmoe::runtime

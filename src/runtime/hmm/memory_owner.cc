@@ -32,7 +32,8 @@ MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core:
   for (const auto& tensor : checkpoint_.tensors) total_bytes_ += tensor.bytes;
 }
 
-Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& options) {
+Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& options,
+                                                           const core::Placement& placement) {
   EM_ASSIGN_OR_RETURN(model::Checkpoint checkpoint, model::Checkpoint::Open(options.model));
   const compute::WeightLayout layout(checkpoint.spec);
   core::MemoryRequest request;
@@ -41,35 +42,39 @@ Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& opt
   request.moe_layers = MoeLayerCount(checkpoint.spec);
   request.experts = checkpoint.spec.moe.experts;
   request.kv_block_bytes = compute::KvLayout::Of(checkpoint.spec, options.kv_element_bytes).BlockBytes();
-  request.devices = options.devices;
+  request.devices = static_cast<int>(placement.members().size());
   request.domain_per_device = options.domain_per_device;
   request.kv_memory_bytes = options.kv_memory_bytes;
   request.device_memory_bytes = options.device_memory_bytes;
   request.available_bytes = AvailableMemory();
   EM_ASSIGN_OR_RETURN(const core::MemoryPlan plan, core::PlanMemory(request));
 
+  if (placement.members().empty() || placement.layers() != request.moe_layers ||
+      placement.experts() != request.experts)
+    return Fail(ErrorCode::kInvalidArgument,
+                "loading: the placement is for {} layers of {} experts, the model has {} of {}",
+                placement.layers(), placement.experts(), request.moe_layers, request.experts);
+
   std::unique_ptr<MemoryOwner> owner(new MemoryOwner(options, std::move(checkpoint), plan));
-  for (int i = 0; i < (options.domain_per_device ? options.devices : 1); ++i) {
-    EM_ASSIGN_OR_RETURN(auto domain, owner->MakeDomain(DomainId(i)));
-    EM_ASSIGN_OR_RETURN(domain->shared, domain->pool.Allocate(plan.shared_pages, core::PageTag::kShared,
-                                                              DeviceId(options.domain_per_device ? i : 0)));
+  for (const DeviceId member : placement.members()) {
+    const DomainId id = owner->DomainOf(member);
+    if (owner->FindDomain(id) != nullptr) continue;
+    EM_ASSIGN_OR_RETURN(auto domain, owner->MakeDomain(id));
+    EM_ASSIGN_OR_RETURN(domain->shared,
+                        domain->pool.Allocate(plan.shared_pages, core::PageTag::kShared, member));
     owner->domains_.push_back(std::move(domain));
   }
-  std::vector<DeviceId> members;
-  for (int i = 0; i < options.devices; ++i) members.emplace_back(i);
-  const core::Placement placement =
-      core::EvenPlacement(Epoch(0), members, owner->moe_layers_, request.experts);
-  for (int layer = 0; layer < owner->moe_layers_; ++layer) {
-    for (int expert = 0; expert < request.experts; ++expert) {
-      const DeviceId device = placement.Owners(layer, expert).front();
-      Domain& domain = *owner->domains_[options.domain_per_device ? device.value : 0];
-      EM_ASSIGN_OR_RETURN(domain.experts[owner->IndexOf({layer, expert})],
-                          domain.pool.Allocate(plan.pages_per_expert, core::PageTag::kExpert, device));
-    }
-  }
-  for (int device = 0; device < options.devices; ++device)
-    EM_RETURN_IF_ERROR(owner->SetKvChunks(DomainId(options.domain_per_device ? device : 0), DeviceId(device),
-                                          static_cast<int>(plan.kv_chunks_per_device)));
+  for (int layer = 0; layer < owner->moe_layers_; ++layer)
+    for (int expert = 0; expert < request.experts; ++expert)
+      for (const DeviceId device : placement.Owners(layer, expert)) {
+        Domain& domain = *owner->FindDomain(owner->DomainOf(device));
+        core::PageRun& run = domain.experts[owner->IndexOf({layer, expert})];
+        if (run.count > 0) continue;  // another owner in the domain has it
+        EM_ASSIGN_OR_RETURN(run, domain.pool.Allocate(plan.pages_per_expert, core::PageTag::kExpert, device));
+      }
+  for (const DeviceId member : placement.members())
+    EM_RETURN_IF_ERROR(
+        owner->SetKvChunks(owner->DomainOf(member), member, static_cast<int>(plan.kv_chunks_per_device)));
   return owner;
 }
 
@@ -77,8 +82,10 @@ Expected<std::unique_ptr<MemoryOwner::Domain>> MemoryOwner::MakeDomain(DomainId 
   // Addresses for the largest size that this domain can come to; memory is taken page by page.
   const std::uint64_t experts =
       std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts * plan_.pages_per_expert;
-  const std::uint64_t kv = std::uint64_t(plan_.kv_chunks_per_device) * plan_.kv_chunk_pages *
-                           (options_.domain_per_device ? 1 : options_.max_devices);
+  const std::uint64_t most_kv_pages = std::max<std::uint64_t>(
+      std::uint64_t(plan_.kv_chunks_per_device) * plan_.kv_chunk_pages,
+      std::max(options_.device_memory_bytes, options_.kv_room_bytes) / plan_.page_bytes);
+  const std::uint64_t kv = most_kv_pages * (options_.domain_per_device ? 1 : options_.max_devices);
   const std::uint64_t pages = plan_.shared_pages + experts + kv;
   if (pages > UINT32_MAX)
     return Fail(ErrorCode::kResourceExhausted, "making a domain: pages={} (limit={})", pages, UINT32_MAX);
@@ -105,16 +112,16 @@ MemoryOwner::Domain* MemoryOwner::FindDomain(DomainId id) const {
 Status MemoryOwner::Load() {
   // Shared weights and experts of a new pool are one run from its start: backed in one go, in huge pages.
   std::uint64_t weight_bytes = 0;
-  double huge_bytes = 0;
+  std::uint64_t huge_bytes = 0;
   for (const auto& domain : domains_) {
     std::uint32_t end = domain->shared.first + domain->shared.count;
     for (const core::PageRun run : domain->experts) end = std::max(end, run.first + run.count);
     const std::size_t bytes = std::size_t(end) * plan_.page_bytes;
-    EM_ASSIGN_OR_RETURN(const double share, Populate(domain->mapping.data(), bytes, options_.pages));
+    EM_RETURN_IF_ERROR(Populate(domain->mapping.data(), bytes, options_.pages));
     weight_bytes += bytes;
-    huge_bytes += share * static_cast<double>(bytes);
+    huge_bytes += std::min(bytes, HugeMapped(domain->mapping.data()));
   }
-  huge_share_ = weight_bytes == 0 ? 0 : huge_bytes / static_cast<double>(weight_bytes);
+  huge_share_ = weight_bytes == 0 ? 0 : static_cast<double>(huge_bytes) / static_cast<double>(weight_bytes);
   if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
     LogWarn(
         "{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
@@ -132,8 +139,18 @@ Status MemoryOwner::Load() {
   EM_RETURN_IF_ERROR(LoadWeights(checkpoint_, layout_, target, options_.load_threads, loaded_bytes_));
   domains_.front()->has_shared = true;
   for (std::size_t i = 1; i < domains_.size(); ++i) {
-    std::memcpy(At(*domains_[i], domains_[i]->shared), target.shared, layout_.SharedBytes());
+    CopyPastCaches(At(*domains_[i], domains_[i]->shared), target.shared, layout_.SharedBytes());
     domains_[i]->has_shared = true;
+  }
+  // Further owners of an expert get it from the first.
+  for (std::size_t i = 0; i < domains_.front()->experts.size(); ++i) {
+    const std::byte* loaded = nullptr;
+    for (const auto& domain : domains_) {
+      if (domain->experts[i].count == 0) continue;
+      std::byte* here = At(*domain, domain->experts[i]);
+      if (loaded != nullptr) CopyPastCaches(here, loaded, layout_.ExpertBytes());
+      loaded = here;
+    }
   }
   for (const auto& domain : domains_)
     for (const core::PageRun run : domain->kv_chunks)
@@ -201,11 +218,19 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
   std::vector<core::PageRun> added;
   for (int i = owned; i < chunks; ++i) {
     auto run = domain->pool.Allocate(plan_.kv_chunk_pages, core::PageTag::kKv, device);
-    if (!run) {
-      for (const core::PageRun taken : added) domain->pool.Free(taken);
-      return tl::unexpected<Error>(std::move(run.error()));
+    Status backed = run ? Status{} : tl::unexpected<Error>(run.error());
+    if (run) {
+      added.push_back(*run);
+      // Before the weights are there, Load backs everything.
+      if (domain->has_shared) {
+        const std::size_t bytes = std::size_t(run->count) * plan_.page_bytes;
+        backed = Populate(At(*domain, *run), bytes, options_.pages);
+      }
     }
-    added.push_back(*run);
+    if (!backed) {
+      for (const core::PageRun taken : added) EM_RETURN_IF_ERROR(Release(*domain, taken));
+      return tl::unexpected<Error>(std::move(backed.error()));
+    }
   }
   for (const core::PageRun run : added) {
     domain->kv_chunks.push_back(run);
@@ -229,18 +254,33 @@ Status MemoryOwner::OpenDomain(DomainId id) {
   if (!options_.domain_per_device)
     return Fail(ErrorCode::kFailedPrecondition, "opening a domain: all devices share one");
   if (FindDomain(id) != nullptr) return Fail(ErrorCode::kAlreadyExists, "opening domain={}: it is open", id);
-  const auto source =
-      std::find_if(domains_.begin(), domains_.end(), [](const auto& domain) { return domain->has_shared; });
-  if (source == domains_.end())
-    return Fail(ErrorCode::kFailedPrecondition, "opening domain={}: no domain holds the weights", id);
   EM_ASSIGN_OR_RETURN(auto domain, MakeDomain(id));
   EM_ASSIGN_OR_RETURN(domain->shared,
                       domain->pool.Allocate(plan_.shared_pages, core::PageTag::kShared, DeviceId(id.value)));
-  EM_RETURN_IF_ERROR(Populate(At(*domain, domain->shared), layout_.SharedBytes(), options_.pages));
-  std::memcpy(At(*domain, domain->shared), At(**source, (*source)->shared), layout_.SharedBytes());
-  domain->has_shared = true;
   domains_.push_back(std::move(domain));
   return {};
+}
+
+Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes) {
+  Domain* target = FindDomain(to);
+  const auto source = std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) {
+    return domain->has_shared && domain->id != to;
+  });
+  if (target == nullptr || source == domains_.end())
+    return Fail(ErrorCode::kNotFound, "copying shared weights: domain={} is not open, or no other has them",
+                to);
+  if (offset > SharedBytes() || bytes > SharedBytes() - offset)
+    return Fail(ErrorCode::kInvalidArgument, "copying shared weights: offset={} bytes={} (limit={})", offset,
+                bytes, SharedBytes());
+  CopyReport report;
+  std::byte* here = At(*target, target->shared) + offset;
+  EM_RETURN_IF_ERROR(Populate(here, bytes, options_.pages));
+  const std::int64_t start = NowNs();
+  CopyPastCaches(here, At(**source, (*source)->shared) + offset, bytes);
+  report.bytes = bytes;
+  report.duration_ns = NowNs() - start;
+  if (offset + bytes == SharedBytes()) target->has_shared = true;
+  return report;
 }
 
 Status MemoryOwner::CloseDomain(DomainId id) {
@@ -282,7 +322,7 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
   CopyReport report;
   std::vector<std::pair<ExpertId, core::PageRun>> taken;
   const auto undo = [&] {
-    for (const auto& [id, run] : taken) target->pool.Free(run);
+    for (const auto& [id, run] : taken) (void)Release(*target, run);
   };
   for (const ExpertId id : experts) {
     if (target->experts[IndexOf(id)].count > 0) continue;  // there already: the answer is the same
@@ -293,13 +333,21 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
     }
     taken.emplace_back(id, *run);
   }
-  const std::int64_t start = NowNs();
-  for (const auto& [id, run] : taken) {
-    if (auto backed = Populate(At(*target, run), layout_.ExpertBytes(), options_.pages); !backed) {
+  // Neighbours are backed together: an expert alone may hold no whole huge page.
+  for (std::size_t i = 0; i < taken.size();) {
+    core::PageRun span = taken[i].second;
+    for (++i; i < taken.size() && taken[i].second.first == span.first + span.count; ++i)
+      span.count += taken[i].second.count;
+    if (Status backed =
+            Populate(At(*target, span), std::size_t(span.count) * plan_.page_bytes, options_.pages);
+        !backed) {
       undo();
       return tl::unexpected<Error>(std::move(backed.error()));
     }
-    std::memcpy(At(*target, run), At(*source, source->experts[IndexOf(id)]), layout_.ExpertBytes());
+  }
+  const std::int64_t start = NowNs();
+  for (const auto& [id, run] : taken) {
+    CopyPastCaches(At(*target, run), At(*source, source->experts[IndexOf(id)]), layout_.ExpertBytes());
     report.bytes += layout_.ExpertBytes();
   }
   report.duration_ns = NowNs() - start;

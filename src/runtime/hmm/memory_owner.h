@@ -14,6 +14,7 @@
 #include "compute/layout.h"
 #include "core/memory/budget.h"
 #include "core/memory/page_pool.h"
+#include "core/placement/placement.h"
 #include "model/checkpoint.h"
 #include "runtime/hmm/hmm.h"
 #include "runtime/hmm/memory_map.h"
@@ -27,7 +28,7 @@ struct ExpertId {
 
 struct CopyReport {
   std::uint64_t bytes = 0;
-  std::int64_t duration_ns = 0;
+  std::int64_t duration_ns = 0;       // of the copying, without backing the target with memory
   std::vector<std::int64_t> offsets;  // new offset of each expert
 };
 
@@ -40,10 +41,12 @@ struct KvPair {
 
 class MemoryOwner {
  public:
-  // Makes the pools and maps them. Reads headers, no weights. Refuses what cannot fit.
-  static Expected<std::unique_ptr<MemoryOwner>> Create(const HmmOptions& options);
+  // Makes the pools and maps them: with --domain-per-device a domain a member of `placement`, else one for
+  // all. Reads headers, no weights. Refuses what cannot fit.
+  static Expected<std::unique_ptr<MemoryOwner>> Create(const HmmOptions& options,
+                                                       const core::Placement& placement);
 
-  // Loads all weights by the first placement (core::EvenPlacement over devices 0..n-1). Blocking.
+  // Loads all weights by that placement. Blocking.
   Status Load();
   std::uint64_t LoadedBytes() const { return loaded_bytes_.load(std::memory_order_relaxed); }
   std::uint64_t TotalBytes() const { return total_bytes_; }
@@ -54,8 +57,12 @@ class MemoryOwner {
 
   // All of them: on error nothing has changed.
   Expected<std::vector<std::uint64_t>> SetKvChunks(DomainId domain, DeviceId device, int chunks);
-  Status OpenDomain(DomainId domain);  // with a copy of the shared weights from a domain that has them
-  Status CloseDomain(DomainId domain);
+  // A new domain has no weights; the shared ones are copied piece by piece from a domain that has them. It
+  // holds them once the last piece, the one that ends at SharedBytes, is there.
+  Status OpenDomain(DomainId domain);
+  Expected<CopyReport> CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes);
+  std::uint64_t SharedBytes() const { return layout_.SharedBytes(); }
+  Status CloseDomain(DomainId domain);  // kFailedPrecondition where it holds the only copy of an expert
   Expected<CopyReport> CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts);
   Expected<int> DropExperts(DomainId domain, std::span<const ExpertId> experts);
   Status MoveExperts(DeviceId device, std::span<const ExpertId> experts);
@@ -77,6 +84,7 @@ class MemoryOwner {
   MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan);
   Expected<std::unique_ptr<Domain>> MakeDomain(DomainId id);
   Domain* FindDomain(DomainId id) const;
+  DomainId DomainOf(DeviceId device) const { return DomainId(options_.domain_per_device ? device.value : 0); }
   std::byte* At(const Domain& domain, core::PageRun run) const;
   std::uint64_t OffsetOf(core::PageRun run) const { return std::uint64_t(run.first) * plan_.page_bytes; }
   std::size_t IndexOf(ExpertId id) const {

@@ -1,5 +1,6 @@
 #include "runtime/worker/device.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "base/check.h"
@@ -21,7 +22,7 @@ std::int64_t NowNs() {
 }  // namespace
 
 Device::Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels,
-               std::vector<int> cpus, Exchange& exchange)
+               std::vector<int> cpus, ExpertTableKind expert_table, Exchange& exchange)
     : id_(id),
       spec_(spec),
       kernels_(kernels),
@@ -30,29 +31,45 @@ Device::Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels&
       threads_(cpus),
       forward_(spec, kernels, threads_, exchange.shape().max_rows),
       moe_index_(MoeIndex(spec)),
+      table_kind_(expert_table),
       rows_by_expert_(spec.moe.experts) {}
 
-Status Device::Attach(const MemoryMap& map, int domain_fd) {
+Status Device::Attach(const MemoryMap& map, Fd domain_fd) {
   const DomainMap* domain = map.Find(map.DomainOf(id_));
   if (domain == nullptr)
     return Fail(ErrorCode::kNotFound, "attaching device {}: domain={} is not open", id_, map.DomainOf(id_));
-  EM_ASSIGN_OR_RETURN(domain_, Map(domain_fd, 0, domain->bytes, true));
+  table_.reset();
+  domain_fd_ = std::move(domain_fd);
+  EM_ASSIGN_OR_RETURN(domain_, Map(domain_fd_.get(), 0, domain->bytes, true));
+  table_ = MakeExpertTable(table_kind_,
+                           {exchange_.shape().moe_layers, exchange_.shape().experts, layout_.ExpertBytes(),
+                            map.pages_per_expert * map.page_bytes, kPlacementRing},
+                           domain_, domain_fd_.get());
   Prefault(domain_.data() + domain->shared_offset, layout_.SharedBytes());
   shared_ = compute::BindShared(spec_, layout_, domain_.data() + domain->shared_offset);
   kv_.layout = compute::KvLayout::Of(spec_, map.kv_element_bytes);
   kv_.blocks_per_chunk = map.blocks_per_chunk;
-  SetKvChunks(domain->kv_chunks);
+  chunks_.assign(domain->bytes / (kv_.blocks_per_chunk * kv_.layout.BlockBytes()), nullptr);
+  kv_.chunks = chunks_.data();
+  EM_RETURN_IF_ERROR(SetKvChunks(domain->kv_chunks));
   for (EpochExperts& epoch : epochs_) epoch.valid = false;
   return {};
 }
 
-void Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
-  chunks_.clear();
-  for (const std::uint64_t offset : offsets) {
-    chunks_.push_back(domain_.data() + offset);
-    Prefault(chunks_.back(), kv_.blocks_per_chunk * kv_.layout.BlockBytes());
+Status Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
+  const std::size_t chunk_bytes = kv_.blocks_per_chunk * kv_.layout.BlockBytes();
+  if (offsets.size() > chunks_.size())
+    return Fail(ErrorCode::kInvalidArgument, "sizing KV: chunks={} (limit={})", offsets.size(),
+                chunks_.size());
+  for (std::size_t i = 0; i < offsets.size(); ++i) {
+    std::byte* chunk = domain_.data() + offsets[i];
+    if (chunks_[i] == chunk) continue;
+    Prefault(chunk, chunk_bytes);
+    chunks_[i] = chunk;
   }
-  kv_.chunks = chunks_.data();
+  // Their memory goes: if it comes back, its page tables have to be made again.
+  std::fill(chunks_.begin() + static_cast<std::ptrdiff_t>(offsets.size()), chunks_.end(), nullptr);
+  return {};
 }
 
 Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
@@ -64,6 +81,7 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
   entry.epoch = epoch;
   entry.weights.resize(std::size_t(exchange_.shape().moe_layers) * exchange_.shape().experts);
   const int ring = static_cast<int>(epoch % kPlacementRing);
+  std::vector<OwnedExpert> owned_experts;
   for (int layer = 0; layer < exchange_.shape().moe_layers; ++layer) {
     for (int expert = 0; expert < exchange_.shape().experts; ++expert) {
       const std::uint8_t* owners = exchange_.PlacementEntry(ring, layer, expert);
@@ -76,11 +94,14 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
         return Fail(ErrorCode::kFailedPrecondition,
                     "preparing epoch {}: layer={} expert={} is not in the domain of device {}", epoch, layer,
                     expert, id_);
-      Prefault(domain_.data() + offset, layout_.ExpertBytes());
-      entry.weights[index] = compute::BindExpert(spec_, layout_, domain_.data() + offset);
-      ++entry.owned;
+      owned_experts.push_back({layer, expert, static_cast<std::uint64_t>(offset)});
     }
   }
+  EM_ASSIGN_OR_RETURN(const std::vector<std::byte*> addresses, table_->Prepare(epoch, owned_experts));
+  for (std::size_t i = 0; i < addresses.size(); ++i)
+    entry.weights[std::size_t(owned_experts[i].layer) * exchange_.shape().experts + owned_experts[i].expert] =
+        compute::BindExpert(spec_, layout_, addresses[i]);
+  entry.owned = static_cast<int>(addresses.size());
   entry.valid = true;
   return {};
 }
@@ -144,6 +165,7 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
     const compute::MlpWeights& weights = experts.weights[std::size_t(layer) * shape.experts + expert];
     EM_CHECK(weights.gate.data != nullptr, "step={} layer={} expert={} device={}", step, layer, expert, id_);
     batches_.push_back({weights, rows_by_expert_[expert]});
+    exchange_.ExpertRows(layer, expert).fetch_add(rows_by_expert_[expert].size(), std::memory_order_relaxed);
   }
   if (!batches_.empty()) compute::RunExperts(spec_, kernels_, threads_, batches_, scratch_);
   exchange_.device(id_.value).expert_rows.fetch_add(served, std::memory_order_relaxed);

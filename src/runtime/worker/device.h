@@ -13,6 +13,7 @@
 #include "core/spec.h"
 #include "runtime/exchange.h"
 #include "runtime/hmm/memory_map.h"
+#include "runtime/worker/expert_table.h"
 
 namespace elasticmoe::runtime {
 
@@ -25,17 +26,17 @@ struct AttachedDomain {
 class Device {
  public:
   Device(DeviceId id, const core::ModelSpec& spec, const compute::Kernels& kernels, std::vector<int> cpus,
-         Exchange& exchange);
+         ExpertTableKind expert_table, Exchange& exchange);
 
   // Maps the domain's memory. Takes milliseconds: no byte is copied.
-  Status Attach(const MemoryMap& map, int domain_fd);
+  Status Attach(const MemoryMap& map, Fd domain_fd);
 
   // Makes this device able to run steps of `epoch`: finds the experts that it owns there and prepares their
   // page tables. The epochs before it stay runnable (kPlacementRing of them).
   Status Prepare(const MemoryMap& map, std::uint64_t epoch);
 
-  // The KV chunks changed (a resize of the pool).
-  void SetKvChunks(const std::vector<std::uint64_t>& offsets);
+  // The KV pool is resized. May run beside a step: no step uses chunks that are new, or that are gone.
+  Status SetKvChunks(const std::vector<std::uint64_t>& offsets);
 
   // Runs step `step` of the exchange. False if it was given up (aborted) on the way.
   bool RunStep(std::uint32_t step);
@@ -66,9 +67,12 @@ class Device {
   compute::Forward forward_;
   std::vector<int> moe_index_;
 
+  ExpertTableKind table_kind_;
+  Fd domain_fd_;
   Mapping domain_;
+  std::unique_ptr<ExpertTable> table_;  // over the two before it
   compute::SharedWeights shared_;
-  std::vector<std::byte*> chunks_;
+  std::vector<std::byte*> chunks_;  // as many as the domain could hold: steps read it while it changes
   compute::KvCache kv_;
   std::array<EpochExperts, kPlacementRing> epochs_;
 

@@ -31,9 +31,11 @@ constexpr std::int64_t kIdleSleepNs = 500'000'000;  // an idle worker wakes twic
 // what steps read runs on the step thread between steps, as a task.
 class Worker {
  public:
-  Worker(core::ModelSpec spec, const compute::Kernels& kernels, Channel control, Exchange exchange)
+  Worker(core::ModelSpec spec, const compute::Kernels& kernels, ExpertTableKind expert_table, Channel control,
+         Exchange exchange)
       : spec_(std::move(spec)),
         kernels_(kernels),
+        expert_table_(expert_table),
         control_(std::move(control)),
         exchange_(std::move(exchange)) {}
 
@@ -43,15 +45,14 @@ class Worker {
       auto message = control_.Receive();
       if (!message) break;
       Expected<Json> answer = Fail(ErrorCode::kInternal, "no answer");
-      // Preparing an epoch touches nothing that a running step reads: no step waits for it, nor it for a
-      // step.
-      const bool beside_steps = message->body.value("op", "") == "prepare";
-      if (beside_steps)
+      // What touches nothing that a running step reads: no step waits for it, nor it for a step.
+      const std::string op = message->body.value("op", "");
+      if (op == "prepare" || op == "set_kv")
         answer = Handle(*message);
       else
         Execute([&] { answer = Handle(*message); });
-      if (device_)
-        ::prctl(PR_SET_NAME, fmt::format("elasticmoe-w{}", device_->id()).c_str());  // for ps and top
+      // For ps and top.
+      ::prctl(PR_SET_NAME, device_ ? fmt::format("elasticmoe-w{}", device_->id()).c_str() : "elasticmoe-w");
       if (!control_.Send(answer ? *answer : ErrorBody(answer.error()))) break;
     }
     // The coordinator is gone: nobody waits for the step that may be running.
@@ -111,11 +112,16 @@ class Worker {
           return Fail(ErrorCode::kInvalidArgument, "attaching: descriptors={}", message.fds.size());
         const DeviceId id(request.at("device").get<int>());
         if (!device_ || device_->id() != id)
-          device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), exchange_);
-        EM_RETURN_IF_ERROR(device_->Attach(map, message.fds[0].get()));
+          device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), expert_table_,
+                          exchange_);
+        EM_RETURN_IF_ERROR(device_->Attach(map, std::move(message.fds[0])));
         seen_ = exchange_.header().step.value.load(
             std::memory_order_acquire);  // steps announced before are not for it
         return Json{{"ns", NowNs() - start}};
+      }
+      if (op == "detach") {  // back to standby: no memory, no device
+        device_.reset();
+        return Json::object();
       }
       if (!device_) return Fail(ErrorCode::kFailedPrecondition, "{}: this worker is not attached", op);
       if (op == "prepare") {
@@ -124,7 +130,7 @@ class Worker {
         return Json{{"ns", NowNs() - start}};
       }
       if (op == "set_kv") {
-        device_->SetKvChunks(request.at("kv_chunks").get<std::vector<std::uint64_t>>());
+        EM_RETURN_IF_ERROR(device_->SetKvChunks(request.at("kv_chunks").get<std::vector<std::uint64_t>>()));
         return Json::object();
       }
       return Fail(ErrorCode::kInvalidArgument, "reading a request to a worker: op={} is unknown", op);
@@ -135,6 +141,7 @@ class Worker {
 
   core::ModelSpec spec_;
   const compute::Kernels& kernels_;
+  ExpertTableKind expert_table_;
   Channel control_;
   Exchange exchange_;
   std::optional<Device> device_;
@@ -160,7 +167,7 @@ int RunWorker(const WorkerOptions& options) {
   if (!kernels) return fail(kernels.error());
   auto exchange = Exchange::Attach(options.exchange_fd);
   if (!exchange) return fail(exchange.error());
-  Worker worker(std::move(checkpoint->spec), **kernels, Channel(Fd(options.control_fd)),
+  Worker worker(std::move(checkpoint->spec), **kernels, options.expert_table, Channel(Fd(options.control_fd)),
                 std::move(*exchange));
   return worker.Run();
 }

@@ -14,11 +14,14 @@
 #include <filesystem>
 #include <string>
 
+#include "runtime/worker/expert_table.h"
+
 namespace elasticmoe::runtime {
 
 struct WorkerOptions {
   std::filesystem::path model;  // config.json is read, no weights
   std::string kernels;          // name of the table, the same in all workers of an instance
+  ExpertTableKind expert_table = ExpertTableKind::kPointer;
   int control_fd = -1;
   int exchange_fd = -1;
 };

@@ -1,0 +1,61 @@
+// What `bench resize` makes of its runs: one row a strategy, as JSON and as a table. Pure.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "cli/load_report.h"
+#include "cli/load_run.h"
+#include "cli/server_child.h"
+
+namespace elasticmoe::cli {
+
+// One strategy's run. Times are after the load's start.
+struct ResizeRun {
+  std::string strategy;
+  std::string error;  // the server refused it, or it was aborted; then what follows may be missing
+  LoadResult load;
+  TimeNs asked_ns = 0;  // the resize was asked for
+  TimeNs done_ns = 0;   // and reported as over
+  double scaling_latency_ms = 0, first_capacity_ms = 0, total_ms = 0;
+  double engine_pause_ms = 0;  // longest time between two steps, as the server says
+  std::uint64_t bytes_copied = 0;
+  std::vector<MemorySample> memory;  // `at` after the load's start, too
+};
+
+struct ResizeRow {
+  std::string strategy, error;
+  double scaling_latency_ms = 0, first_capacity_ms = 0, total_ms = 0;
+  double pause_ms = 0;         // longest time in which no client got a token, from the command on
+  double step_ms = 0;          // median time between two tokens of a request, before it
+  double engine_pause_ms = 0;  // longest time between two steps
+  int refused = 0;             // answered 429 or 503, or no connection
+  int failed = 0;              // any other end but the whole answer
+  double during_throughput_ratio =
+      0;  // tokens a second from the command on, for the window, over those before
+  double after_throughput_ratio = 0;  // in the last second of the load
+  double peak_memory_ratio = 0;       // over the larger of before and after
+  std::uint64_t bytes_copied = 0;
+  double slo_attainment = 0;     // share of all requests
+  bool tokens_identical = true;  // of all whole answers, with those of the undisturbed run
+};
+
+// Token ids of the undisturbed run by request; one that is missing there is not compared.
+using ReferenceTokens = std::vector<std::vector<TokenId>>;
+
+// Limits that an undisturbed server holds with room: five times its median TTFT, twice its median TPOT, both
+// of the requests that ended before the command.
+SloLimits DefaultLimits(const ResizeRun& run);
+
+// `window_ns` is the same for all rows: what is compared is the service over the same time.
+ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const SloLimits& slo,
+                  TimeNs window_ns);
+
+Json ToJson(const ResizeRow& row);
+// Aligned, with scaling latencies as ratios to cold-restart's, where that is among the rows.
+std::string ToTable(const std::vector<ResizeRow>& rows);
+
+}  // namespace elasticmoe::cli

@@ -1,0 +1,94 @@
+#include "cli/resize_rows.h"
+
+#include <gtest/gtest.h>
+
+namespace elasticmoe::cli {
+namespace {
+
+constexpr TimeNs kMs = 1'000'000, kS = 1'000'000'000;
+
+// A request due at `due` whose tokens come every `gap`.
+RequestResult Whole(TimeNs due, TimeNs first, TimeNs gap, int tokens) {
+  RequestResult request;
+  request.state = RequestResult::State::kCompleted;
+  request.due_ns = due;
+  request.first_token_ns = first;
+  request.last_token_ns = first + (tokens - 1) * gap;
+  request.done_ns = request.last_token_ns;
+  request.output_tokens = tokens;
+  for (int i = 1; i < tokens; ++i) request.gaps_ms.push_back(static_cast<float>(gap) / 1e6F);
+  for (int i = 0; i < tokens; ++i) request.token_ids.push_back(i);
+  return request;
+}
+
+ResizeRun Steady() {
+  ResizeRun run;
+  run.strategy = "elastic";
+  run.asked_ns = 4 * kS;
+  run.scaling_latency_ms = 100;
+  for (TimeNs due = 0; due < 10 * kS; due += 100 * kMs)
+    run.load.requests.push_back(Whole(due, due + 10 * kMs, 10 * kMs, 9));
+  run.memory = {{0, 1000}, {5 * kS, 1040}, {9 * kS, 1010}};
+  return run;
+}
+
+TEST(ResizeRows, ASteadyServiceHasRatiosOfOne) {
+  const ResizeRun run = Steady();
+  const SloLimits slo = DefaultLimits(run);
+  EXPECT_NEAR(*slo.ttft_ms, 50, 1e-6);
+  EXPECT_NEAR(*slo.tpot_ms, 20, 1e-3);
+  const ResizeRow row = MakeRow(run, {}, slo, 2 * kS);
+  EXPECT_NEAR(row.during_throughput_ratio, 1.0, 0.02);
+  EXPECT_NEAR(row.after_throughput_ratio, 1.0, 0.1);
+  EXPECT_NEAR(row.step_ms, 10, 1e-3);
+  EXPECT_NEAR(row.pause_ms, 20, 0.1);  // the last token of one request to the first of the next
+  EXPECT_NEAR(row.peak_memory_ratio, 1040.0 / 1010, 1e-9);
+  EXPECT_DOUBLE_EQ(row.slo_attainment, 1.0);
+  EXPECT_TRUE(row.tokens_identical);
+  EXPECT_EQ(row.refused + row.failed, 0);
+}
+
+TEST(ResizeRows, AStallIsSeenInEveryColumn) {
+  ResizeRun run = Steady();
+  for (RequestResult& request : run.load.requests) {
+    if (request.due_ns < 4 * kS || request.due_ns >= 5 * kS) continue;
+    request = {};
+    request.state = RequestResult::State::kFailed;
+    request.due_ns = 4 * kS;
+    request.error_kind = "http 503";
+  }
+  run.load.requests[40].error_kind = "server error";
+  const ResizeRow row = MakeRow(run, {}, DefaultLimits(run), 2 * kS);
+  EXPECT_EQ(row.refused, 9);
+  EXPECT_EQ(row.failed, 1);
+  EXPECT_NEAR(row.during_throughput_ratio, 0.5, 0.02);
+  EXPECT_NEAR(row.pause_ms, 1010, 1);
+  EXPECT_NEAR(row.slo_attainment, 0.9, 1e-9);
+}
+
+TEST(ResizeRows, ADifferentTokenIsADifference) {
+  ResizeRun run = Steady();
+  ReferenceTokens reference;
+  for (const RequestResult& request : run.load.requests) reference.push_back(request.token_ids);
+  EXPECT_TRUE(MakeRow(run, reference, {}, kS).tokens_identical);
+  reference[7].back() += 1;
+  EXPECT_FALSE(MakeRow(run, reference, {}, kS).tokens_identical);
+}
+
+TEST(ResizeRows, TheTableComparesWithColdRestart) {
+  ResizeRow elastic, cold, refused;
+  elastic.strategy = "elastic";
+  elastic.scaling_latency_ms = 100;
+  cold.strategy = "cold-restart";
+  cold.scaling_latency_ms = 4200;
+  refused.strategy = "horizontal";
+  refused.error = "no multiple";
+  const std::string table = ToTable({elastic, cold, refused});
+  EXPECT_NE(table.find("42.0x"), std::string::npos) << table;
+  EXPECT_NE(table.find("no multiple"), std::string::npos);
+  EXPECT_EQ(ToJson(refused)["error"], "no multiple");
+  EXPECT_TRUE(ToJson(elastic)["error"].is_null());
+}
+
+}  // namespace
+}  // namespace elasticmoe::cli
