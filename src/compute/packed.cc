@@ -17,16 +17,17 @@ T LoadAt(const void* source, std::size_t index) {
   return value;
 }
 
-Bf16 LoadBf16(const void* source, DType type, std::size_t index) {
-  switch (type) {
-    case DType::kBf16:
-      return LoadAt<Bf16>(source, index);
-    case DType::kF16:
-      return ToBf16(HalfToFloat(LoadAt<std::uint16_t>(source, index)));
-    case DType::kF32:
-      return ToBf16(LoadAt<float>(source, index));
+// One row: pairs of inputs go to every kPanel-th pair of `out`.
+template <class T, class Convert>
+void PackRow(const std::byte* in, int k, Convert convert, Bf16* out) {
+  for (int i = 0; i + 1 < k; i += 2, out += kPanel * 2) {
+    out[0] = convert(LoadAt<T>(in, i));
+    out[1] = convert(LoadAt<T>(in, i + 1));
   }
-  return 0;
+  if (k % 2 != 0) {
+    out[0] = convert(LoadAt<T>(in, k - 1));
+    out[1] = 0;
+  }
 }
 
 }  // namespace
@@ -36,19 +37,24 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
   for (int row = 0; row < rows; ++row) {
     const int output = row_begin + row;
     Bf16* out = packed + (output / kPanel) * pairs * kPanel * 2 + (output % kPanel) * 2;
-    if (type == DType::kBf16) {  // the common case moves a pair at a time
-      const std::byte* in = static_cast<const std::byte*>(source) + std::size_t(row) * k * 2;
-      for (int pair = 0; pair < k / 2; ++pair)
-        std::memcpy(out + std::size_t(pair) * kPanel * 2, in + pair * 4, 4);
-      if (k % 2 != 0) {
-        std::memcpy(out + (pairs - 1) * kPanel * 2, in + (k - 1) * 2, 2);
-        out[(pairs - 1) * kPanel * 2 + 1] = 0;
-      }
-      continue;
+    const std::byte* in = static_cast<const std::byte*>(source) + std::size_t(row) * k * BytesOf(type);
+    switch (type) {
+      case DType::kBf16:  // the common case moves a pair at a time
+        for (int pair = 0; pair < k / 2; ++pair)
+          std::memcpy(out + std::size_t(pair) * kPanel * 2, in + pair * 4, 4);
+        if (k % 2 != 0) {
+          std::memcpy(out + (pairs - 1) * kPanel * 2, in + (k - 1) * 2, 2);
+          out[(pairs - 1) * kPanel * 2 + 1] = 0;
+        }
+        break;
+      case DType::kF16:
+        PackRow<std::uint16_t>(
+            in, k, [](std::uint16_t half) { return ToBf16(HalfToFloat(half)); }, out);
+        break;
+      case DType::kF32:
+        PackRow<float>(in, k, ToBf16, out);
+        break;
     }
-    for (int i = 0; i < k; ++i)
-      out[std::size_t(i / 2) * kPanel * 2 + i % 2] = LoadBf16(source, type, std::size_t(row) * k + i);
-    if (k % 2 != 0) out[(pairs - 1) * kPanel * 2 + 1] = 0;
   }
 }
 

@@ -184,7 +184,9 @@ void DecodeBlock(Encoding encoding, const std::byte* block, float* out) {
       return DecodeQ5(block + 4, block + 8, Half(block), Half(block + 2), out);
     case Encoding::kQ8_0: {
       const float d = Half(block);
-      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(Signed(block + 2, i));
+      std::array<std::int8_t, 32> levels;
+      std::memcpy(levels.data(), block + 2, levels.size());
+      for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(levels[i]);
       return;
     }
     case Encoding::kIq4Nl: {

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <fstream>
-#include <system_error>
 #include <utility>
 
 #include "base/check.h"
@@ -14,15 +12,11 @@
 namespace elasticmoe::model {
 namespace {
 
-namespace fs = std::filesystem;
-
-// Vocabularies are the largest part of real headers: some 30 MiB.
-constexpr std::uint64_t kMaxHeaderBytes = std::uint64_t{1} << 30;
-constexpr std::uint64_t kFirstReadBytes = std::uint64_t{32} << 20;
 constexpr std::int64_t kDefaultAlignment = 32;
 constexpr std::uint64_t kLeastTensorBytes = 8 + 4 + 8 + 4 + 8;  // name length, rank, one size, type, offset
 constexpr std::uint64_t kLeastPairBytes = 8 + 4 + 1;            // key length, type, the smallest value
-constexpr std::int64_t kMaxParts = 10'000;
+constexpr std::uint64_t kMaxEntries = 1 << 20;      // tensors or keys; the largest models have some 2,000
+constexpr std::uint64_t kMaxListEntries = 1 << 24;  // merges of the largest vocabularies: 450,000
 
 // Numbers of metadata value types.
 enum class ValueType : std::uint32_t {
@@ -84,13 +78,14 @@ class Cursor {
     return text;
   }
 
-  // A number of things, each of at least `least_bytes`: checked against what the file can hold.
-  std::uint64_t Count(std::uint64_t least_bytes, std::string_view what) {
+  // A number of things, each of at least `least_bytes`: checked against the bytes that are there, so that
+  // what is reserved for them is in proportion, and against `limit`.
+  std::uint64_t Count(std::uint64_t least_bytes, std::uint64_t limit, std::string_view what) {
     const auto count = Read<std::uint64_t>(what);
-    const std::uint64_t room = (file_bytes_ - std::min<std::uint64_t>(file_bytes_, at_)) / least_bytes;
+    const std::uint64_t room = std::min((bytes_.size() - at_) / least_bytes, limit);
     if (count > room)
-      Refuse(
-          fmt::format("{}={} (the {} bytes of this file have room for {})", what, count, file_bytes_, room));
+      Refuse(fmt::format("{}={} (limit={}, what the rest of these {} bytes can hold)", what, count, room,
+                         file_bytes_));
     return failed() ? 0 : count;
   }
 
@@ -179,7 +174,7 @@ GgufValue ReadArray(Cursor& cursor, const std::string& key) {
   if (type == ValueType::kArray || type > ValueType::kFloat64)
     cursor.Refuse(fmt::format("{}: a list of values of type {} (supported: numbers, booleans, strings)", key,
                               static_cast<std::uint32_t>(type)));
-  const std::uint64_t count = cursor.Count(LeastBytes(type), key);
+  const std::uint64_t count = cursor.Count(LeastBytes(type), kMaxListEntries, key);
   switch (type) {
     case ValueType::kString:
       return ReadList<std::string>(cursor, count, [&] { return cursor.Text(key); });
@@ -286,45 +281,6 @@ Status PlaceTensors(std::uint64_t data_offset, std::uint64_t alignment, std::uin
   return {};
 }
 
-Expected<Gguf> ReadHeader(const fs::path& path, std::uint64_t& file_bytes) {
-  std::error_code code;
-  const auto status = fs::status(path, code);
-  if (status.type() == fs::file_type::not_found) return Fail(ErrorCode::kNotFound, "no such file");
-  if (!code && !fs::is_regular_file(status)) return Fail(ErrorCode::kInvalidArgument, "not a regular file");
-  if (!code) file_bytes = fs::file_size(path, code);
-  if (code) return Fail(ErrorCode::kUnavailable, "{}", code.message());
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return Fail(ErrorCode::kUnavailable, "cannot be opened; check its permissions");
-  std::string bytes;
-  // How long a header is, only its end tells.
-  for (std::uint64_t size = std::min(kFirstReadBytes, file_bytes);;
-       size = std::min({size * 4, file_bytes, kMaxHeaderBytes})) {
-    const std::size_t have = bytes.size();
-    bytes.resize(size);
-    stream.read(bytes.data() + have, static_cast<std::streamsize>(size - have));
-    if (!stream) return Fail(ErrorCode::kUnavailable, "the header cannot be read");
-    auto parsed = ParseGguf(bytes, file_bytes);
-    if (parsed || size == file_bytes || size == kMaxHeaderBytes) return parsed;
-  }
-}
-
-// The parts of a split model by the name of its first.
-Expected<std::vector<fs::path>> PartsOf(const fs::path& path, std::int64_t count) {
-  if (count > kMaxParts) return Fail(ErrorCode::kDataLoss, "split.count={} (limit={})", count, kMaxParts);
-  const std::string name = path.filename().string();
-  const std::string ending = fmt::format("-{:05}-of-{:05}.gguf", 1, count);
-  if (!name.ends_with(ending))
-    return Fail(ErrorCode::kInvalidArgument,
-                "split.count={}, but the file's name does not end in {}; give the first part by its original "
-                "name",
-                count, ending);
-  std::vector<fs::path> parts;
-  for (std::int64_t i = 1; i <= count; ++i)
-    parts.push_back(path.parent_path() / fmt::format("{}-{:05}-of-{:05}.gguf",
-                                                     name.substr(0, name.size() - ending.size()), i, count));
-  return parts;
-}
-
 }  // namespace
 
 std::optional<Encoding> GgufEncoding(std::uint32_t type) {
@@ -380,8 +336,8 @@ Expected<Gguf> ParseGguf(std::string_view bytes, std::uint64_t file_bytes) {
   if (!cursor.failed() && version != 2 && version != 3)
     return Fail(ErrorCode::kUnimplemented,
                 "version={} (supported: 2 and 3, little-endian); convert the model again", version);
-  const std::uint64_t tensors = cursor.Count(kLeastTensorBytes, "number of tensors");
-  const std::uint64_t pairs = cursor.Count(kLeastPairBytes, "number of metadata keys");
+  const std::uint64_t tensors = cursor.Count(kLeastTensorBytes, kMaxEntries, "number of tensors");
+  const std::uint64_t pairs = cursor.Count(kLeastPairBytes, kMaxEntries, "number of metadata keys");
   Gguf out;
   for (std::uint64_t i = 0; i < pairs && !cursor.failed(); ++i) {
     std::string key = cursor.Text("metadata key");
@@ -401,44 +357,6 @@ Expected<Gguf> ParseGguf(std::string_view bytes, std::uint64_t file_bytes) {
   EM_RETURN_IF_ERROR(CheckNames(out.tensors));
   EM_RETURN_IF_ERROR(PlaceTensors(data_offset, step, file_bytes, out.tensors));
   return out;
-}
-
-Expected<Gguf> OpenGguf(const fs::path& path) {
-  const auto within = [](const fs::path& part, Error error) {
-    return Within(fmt::format("reading {}", part.string()), std::move(error));
-  };
-  std::uint64_t file_bytes = 0;
-  auto first = ReadHeader(path, file_bytes);
-  if (!first) return within(path, std::move(first.error()));
-  Gguf out = *std::move(first);
-  const auto* count = out.Get<std::int64_t>("split.count");
-  out.files = {path};
-  out.file_bytes = {file_bytes};
-  if (count == nullptr || *count <= 1) return out;
-  auto parts = PartsOf(path, *count);
-  if (!parts) return within(path, std::move(parts.error()));
-  for (std::size_t i = 1; i < parts->size(); ++i) {
-    auto part = ReadHeader((*parts)[i], file_bytes);
-    if (!part) return within((*parts)[i], std::move(part.error()));
-    for (GgufTensor& tensor : part->tensors) {
-      tensor.file = static_cast<int>(i);
-      out.tensors.push_back(std::move(tensor));
-    }
-    out.file_bytes.push_back(file_bytes);
-  }
-  out.files = *std::move(parts);
-  if (auto status = CheckNames(out.tensors); !status) return within(path, std::move(status.error()));
-  if (const auto* total = out.Get<std::int64_t>("split.tensors.count");
-      total != nullptr && *total != static_cast<std::int64_t>(out.tensors.size()))
-    return Fail(ErrorCode::kDataLoss,
-                "reading {}: split.tensors.count={}, but its {} parts hold {}; fetch them again",
-                path.string(), *total, out.files.size(), out.tensors.size());
-  return out;
-}
-
-bool IsGgufPath(const fs::path& path) {
-  std::error_code code;
-  return path.extension() == ".gguf" && !fs::is_directory(path, code);
 }
 
 }  // namespace elasticmoe::model
