@@ -80,15 +80,10 @@ Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLay
       const std::uint64_t rows = std::min<std::uint64_t>(slice_rows, place.n - row);
       EM_RETURN_IF_ERROR(ReadAt(files[source.file].get(), checkpoint.files[source.file],
                                 source.offset + row * row_bytes, buffer.data(), rows * row_bytes));
-      if (place.packed) {
-        compute::PackRows(buffer.data(), source.type, place.row_begin + static_cast<int>(row),
-                          static_cast<int>(rows), place.k,
-                          reinterpret_cast<compute::Bf16*>(blob + place.offset));
-      } else {
-        compute::ConvertToFloat(
-            buffer.data(), source.type, rows * place.k,
-            reinterpret_cast<float*>(blob + place.offset) + (place.row_begin + row) * place.k);
-      }
+      compute::TensorPlace part = place;
+      part.row_begin += static_cast<int>(row);
+      part.n = static_cast<int>(rows);
+      compute::PackTensor(part, buffer.data(), source.type, blob);
       loaded_bytes.fetch_add(rows * row_bytes, std::memory_order_relaxed);
     }
     return {};
