@@ -122,8 +122,8 @@ TEST_P(Goldens, EveryTableIsCloseInDistribution) {
     ThreadPool threads(kNoCpu);
     Driver driver(model_, *kernels, threads, static_cast<int>(ids_.size()), 8);
     const std::vector<float> got = driver.Step({{0, ids_}});
-    // Where two experts' scores lie closer than bf16 (deepseek_v3: 1e-4 apart), another one may be chosen and its
-    // output be anything; that may befall a row in ten.
+    // Where two experts' scores lie closer than bf16 (deepseek_v3: 1e-4 apart), another one may be chosen and
+    // its output be anything; that may befall a row in ten.
     const auto elsewhere = RoutedElsewhere(golden_, driver, ids_.size(), model_.Spec().moe.top_k);
     EXPECT_LE(std::ranges::count(elsewhere, true) * 10, std::ssize(ids_)) << kernels->name;
     const Distance distance = Compare(want_, got, elsewhere);
@@ -148,16 +148,14 @@ TEST_P(Goldens, ReferenceContinuesGreedily) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Goldens,
-                         ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"},
-                                           Case{"mixtral", kGoldens / "mixtral"},
-                                           Case{"qwen2_moe", kGoldens / "qwen2_moe"},
-                                           Case{"olmoe", kGoldens / "olmoe"},
-                                           Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
-                                           Case{"deepseek_v3", kGoldens / "deepseek_v3"},
-                                           Case{"glm4_moe", kGoldens / "glm4_moe"},
-                                           Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Models, Goldens,
+    ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"}, Case{"mixtral", kGoldens / "mixtral"},
+                      Case{"qwen2_moe", kGoldens / "qwen2_moe"}, Case{"olmoe", kGoldens / "olmoe"},
+                      Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
+                      Case{"deepseek_v3", kGoldens / "deepseek_v3"}, Case{"glm4_moe", kGoldens / "glm4_moe"},
+                      Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 // ---- A second implementation: float64, no cache, no tricks
 // -----------------------------------------------------
@@ -232,8 +230,9 @@ std::vector<Vector> PlainAttention(const TestModel& model, int layer, const std:
         if (a.qk_norm) Normalize(model.Plain(norm, layer), spec.rms_eps, h);
         const std::size_t turned = a.RopeDim();
         for (std::size_t i = 0; i < turned / 2; ++i) {
-          const double angle = static_cast<double>(t) * std::pow(a.rope_theta, -2.0 * static_cast<double>(i) /
-                                                                                   static_cast<double>(turned));
+          const double angle =
+              static_cast<double>(t) *
+              std::pow(a.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
           double& one = h[a.rope.interleaved ? 2 * i : i];
           double& other = h[a.rope.interleaved ? 2 * i + 1 : i + turned / 2];
           const double first = one, second = other;
@@ -276,7 +275,8 @@ std::vector<Vector> PlainForward(const TestModel& model, const std::vector<Token
     const std::vector<Vector> attended = PlainAttention(model, layer, residual);
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       Vector o = Times(model.Plain(Role::kO, layer), attended[t]);
-      for (int i = 0; spec.attention.o_bias && i < spec.hidden; ++i) o[i] += model.Plain(Role::kOBias, layer)[i];
+      for (int i = 0; spec.attention.o_bias && i < spec.hidden; ++i)
+        o[i] += model.Plain(Role::kOBias, layer)[i];
       for (int i = 0; i < spec.hidden; ++i) residual[t][i] += o[i];
       const Vector x = Normed(model.Plain(Role::kMlpNorm, layer), spec.rms_eps, residual[t]);
       const Vector y = spec.layers[layer].moe ? PlainMoe(model, layer, x)
