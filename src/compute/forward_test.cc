@@ -59,6 +59,13 @@ core::ModelSpec WindowSpec() {
   return spec;
 }
 
+core::ModelSpec DenseSpec() {
+  core::ModelSpec spec = MixedSpec();
+  spec.moe = {};
+  spec.layers = {{false, 33}, {false, 51}};
+  return spec;
+}
+
 std::vector<TokenId> Tokens(const core::ModelSpec& spec, std::uint64_t seed, int count) {
   Rng rng(seed);
   std::vector<TokenId> tokens;
@@ -74,6 +81,7 @@ class BatchInvariance : public ::testing::TestWithParam<std::string> {
     models.push_back(TestModel::Random(MixedSpec(), 3));
     models.push_back(TestModel::Random(LatentSpec(), 3));
     models.push_back(TestModel::Random(WindowSpec(), 3));
+    models.push_back(TestModel::Random(DenseSpec(), 3));
     models.push_back(TestModel::Load(std::filesystem::path(ELASTICMOE_MODELS) / "demo"));
     return models;
   }();
