@@ -58,6 +58,13 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
   }
 }
 
+void PackColumn(const void* source, DType type, int column, int n, int k, Bf16* packed) {
+  const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
+  for (int i = 0; i < n; ++i)
+    packed[((i / kPanel) * pairs + column / 2) * kPanel * 2 + (i % kPanel) * 2 + column % 2] =
+        LoadBf16(source, type, i);
+}
+
 void ConvertToFloat(const void* source, DType type, std::size_t count, float* out) {
   for (std::size_t i = 0; i < count; ++i) {
     switch (type) {

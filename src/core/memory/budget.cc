@@ -21,9 +21,10 @@ double MiB(std::size_t bytes) {
 }  // namespace
 
 std::size_t ChoosePageBytes(std::size_t expert_bytes) {
+  if (expert_bytes == 0) return kLargestPage;  // no expert would waste any
   for (std::size_t page = kLargestPage; page > kSmallestPage; page /= 2) {
     const std::size_t rounded = (expert_bytes + page - 1) / page * page;
-    if (expert_bytes > 0 && (rounded - expert_bytes) * 20 < expert_bytes) return page;
+    if ((rounded - expert_bytes) * 20 < expert_bytes) return page;
   }
   return kSmallestPage;
 }

@@ -70,6 +70,7 @@ TEST(Budget, PicksTheLargestPageThatWastesLittle) {
   EXPECT_EQ(ChoosePageBytes(9 << 20), 1u << 20);  // 4.5 pages of 2 MiB would waste 11 %
   EXPECT_EQ(ChoosePageBytes(64u << 20), 2u << 20);
   EXPECT_EQ(ChoosePageBytes(5'000), 4'096u);
+  EXPECT_EQ(ChoosePageBytes(0), 2u << 20);  // a model without experts
 }
 
 TEST(Budget, RefusesWithTheNumbersAndWhatToChange) {
