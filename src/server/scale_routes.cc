@@ -1,8 +1,8 @@
 #include "server/scale_routes.h"
 
 #include <atomic>
-#include <chrono>
 
+#include "base/clock.h"
 #include "base/rng.h"
 
 namespace elasticmoe::server {
@@ -139,8 +139,7 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
   if (body.contains("deadline_s") && !body["deadline_s"].is_null()) {
     auto seconds = Integer(body, "deadline_s", 1);
     if (!seconds) return tl::unexpected(BadField{"deadline_s", seconds.error()});
-    command.deadline =
-        std::chrono::steady_clock::now().time_since_epoch().count() + TimeNs{*seconds} * 1'000'000'000;
+    command.deadline = Now() + TimeNs{*seconds} * 1'000'000'000;
   }
   return command;
 }

@@ -1,9 +1,9 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "compute/kernels.h"
 #include "compute/layout.h"
@@ -14,12 +14,6 @@ namespace {
 
 constexpr int kMaxAttempts = 10;  // of one step: many kills change nothing, a request that kills workers ends
 constexpr int kSpins = 1000;      // ~40 us: a few layers' wait, far below a scheduler slice
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "runtime/coordinator/elastic_engine.h"
 
@@ -12,12 +13,6 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr int kReplaceAttempts = 3;  // a machine that cannot start a worker must not be tried for ever
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 
