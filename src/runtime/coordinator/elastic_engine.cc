@@ -12,8 +12,7 @@
 namespace elasticmoe::runtime {
 namespace {
 
-constexpr int kMaxAttempts = 10;  // of one step: many kills change nothing, a request that kills workers ends
-constexpr int kSpins = 1000;      // ~40 us: a few layers' wait, far below a scheduler slice
+constexpr int kSpins = 1000;  // ~40 us: a few layers' wait, far below a scheduler slice
 
 }  // namespace
 
@@ -82,6 +81,8 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   instance_options.threads_per_device = options_.threads_per_device;
   instance_options.first_cpu = options_.first_cpu;
   instance_options.standby = static_cast<int>(placement_.members().size());
+  instance_options.worker_attempts = options_.worker_attempts;
+  instance_options.answer_timeout_seconds = options_.answer_timeout_seconds;
   instance_options.log_level = options_.log_level;
   instances_ = std::make_unique<InstanceManager>(instance_options, *exchange_);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
@@ -442,7 +443,7 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!AwaitStep(step)) {
     scheduler_->AbandonStep();
     step_given_up_ = true;
-    if (++failed_attempts_ >= kMaxAttempts)
+    if (++failed_attempts_ >= options_.step_attempts)
       GiveUp({ErrorCode::kInternal,
               fmt::format("a step failed {} times; the requests in it are given up", failed_attempts_)});
     return;

@@ -10,12 +10,6 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
-namespace {
-
-constexpr int kReplaceAttempts = 3;  // a machine that cannot start a worker must not be tried for ever
-
-}  // namespace
-
 Status ElasticEngine::RecoverWorkers() {
   const std::scoped_lock lock(instances_mutex_);
   for (int attempt = 0;; ++attempt) {
@@ -33,7 +27,7 @@ Status ElasticEngine::RecoverWorkers() {
       continue;
     }
     if (missing.empty()) break;
-    if (attempt == kReplaceAttempts)
+    if (attempt == options_.worker_attempts)
       return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed",
                   missing.front(), attempt);
     const TimeNs start = Now();
