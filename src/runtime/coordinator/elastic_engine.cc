@@ -201,14 +201,9 @@ Status ElasticEngine::Submit(core::GenerationRequest request, Sink sink) {
   if (request.sampling.logit_bias.size() > kMaxBias)
     return Fail(ErrorCode::kInvalidArgument, "logit_bias: {} entries (limit={})",
                 request.sampling.logit_bias.size(), kMaxBias);
-  if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "prompt: it is empty");
-  for (const TokenId token : request.prompt)
-    if (token < 0 || token >= checkpoint_.spec.vocab)
-      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})",
-                  token, checkpoint_.spec.vocab);
-  if (static_cast<int>(request.prompt.size()) + (request.max_tokens > 0 ? 1 : 0) > options_.max_model_len)
-    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})",
-                request.prompt.size(), options_.max_model_len);
+  // Refused here and not only by the scheduler, so that the caller hears it before a stream is opened.
+  EM_RETURN_IF_ERROR(core::CheckRequest(
+      request, {.vocab = checkpoint_.spec.vocab, .max_model_len = options_.max_model_len}));
   const std::scoped_lock lock(mutex_);
   if (!accepting_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
   if (submitted_.size() + queued_ >= static_cast<std::size_t>(options_.max_waiting))
