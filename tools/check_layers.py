@@ -12,7 +12,7 @@ SRC = ROOT / "src"
 # core/ decides: it may not tell the time, wait, lock, do I/O, or iterate in an order that differs between runs.
 IMPURE = re.compile(
     r"#include <(thread|mutex|shared_mutex|condition_variable|atomic|chrono|ctime|fstream|iostream|cstdio|filesystem|future"
-    r"|random|unordered_map|unordered_set|sys/.*|unistd\.h|time\.h|pthread\.h)>|\b(std::rand|srand|getenv|rand)\s*\(")
+    r"|random|unordered_map|unordered_set|sys/.*|unistd\.h|time\.h|pthread\.h)>|#include \"base/clock\.h\"|\b(std::rand|srand|getenv|rand)\s*\(")
 
 
 def uses():

@@ -7,6 +7,7 @@ golden/NAME.json: NAME.jinja on every conversation of conversations.json (with t
 snippets.json: {variables, cases: [{template}]}; each case gets its `text`, or its `error`.
 Needs python3-jinja2.
 """
+import copy
 import datetime
 import json
 import pathlib
@@ -58,7 +59,8 @@ def environment():
 
 def render(source, variables):
     try:
-        return {'text': environment().from_string(source).render(**variables)}
+        # A copy: a filter may change what it is given (indent adds to a list).
+        return {'text': environment().from_string(source).render(**copy.deepcopy(variables))}
     except Exception as error:  # whatever it is, our renderer has to fail too
         return {'error': f'{type(error).__name__}: {error}'}
 

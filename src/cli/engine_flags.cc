@@ -130,6 +130,18 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
                  "Seconds after which a device that hangs in a step is replaced")
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
+  app.add_option("--step-attempts", o.step_attempts,
+                 "Runs of a step that kills workers, before the requests in it end with an error")
+      ->check(CLI::Range(1, 1'000'000))
+      ->capture_default_str();
+  app.add_option("--worker-attempts", o.worker_attempts,
+                 "Workers tried for a device that has lost its own, before all requests end with an error")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_option("--worker-timeout", o.answer_timeout_seconds,
+                 "Seconds after which a worker that does not answer between steps is replaced")
+      ->check(CLI::Range(1, 3600))
+      ->capture_default_str();
   app.add_option("--linger", o.linger_seconds, "Seconds that the memory daemon outlives a crashed server")
       ->check(CLI::Range(0, 86'400))
       ->capture_default_str();

@@ -24,6 +24,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
+
 namespace elasticmoe::cli {
 namespace {
 
@@ -36,10 +38,6 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t kReadBytes = 16 << 10;
 constexpr std::size_t kHeadLimitBytes = 64 << 10;
 constexpr std::size_t kFetchLimitBytes = 64 << 20;
-
-TimeNs NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
-}
 
 Clock::time_point Point(TimeNs when) {
   return Clock::time_point(std::chrono::nanoseconds(when));
@@ -93,7 +91,7 @@ struct EventLoop::Impl {
 EventLoop::EventLoop() : impl_(std::make_unique<Impl>()) {}
 EventLoop::~EventLoop() = default;
 TimeNs EventLoop::Now() const {
-  return NowNs();
+  return elasticmoe::Now();
 }
 void EventLoop::Run() {
   impl_->context.restart();
@@ -162,7 +160,7 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
   Call(std::shared_ptr<Shared> shared, HttpRequest request, HttpHandlers handlers)
       : shared_(std::move(shared)),
         handlers_(std::move(handlers)),
-        deadline_ns_(NowNs() + request.timeout_ns),
+        deadline_ns_(Now() + request.timeout_ns),
         timer_(shared_->context),
         resolver_(shared_->context) {
     text_ = fmt::format("{} {}{} HTTP/1.1\r\n{}", request.method, shared_->url.path, request.target,
@@ -216,7 +214,7 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
   }
 
   asio::awaitable<Status> Connect() {
-    Arm(std::min(deadline_ns_, NowNs() + shared_->options.connect_timeout_ns));
+    Arm(std::min(deadline_ns_, Now() + shared_->options.connect_timeout_ns));
     const std::string doing = fmt::format("connecting to {}", ToString(shared_->url));
     ErrorValue error;
     if (shared_->endpoints.empty()) {
@@ -259,7 +257,7 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
     while (!parser.is_done()) {
       const std::size_t n = co_await socket_->async_read_some(
           buffer.prepare(kReadBytes), asio::redirect_error(asio::use_awaitable, error));
-      const TimeNs at = NowNs();
+      const TimeNs at = Now();
       if (aborted_) co_return Why("", {});
       if (error == asio::error::eof && answered) {
         parser.put_eof(error);
@@ -290,7 +288,7 @@ class Call final : public HttpCall, public std::enable_shared_from_this<Call> {
       HandOn(parser, told_head, at);
       if (aborted_) co_return Why("", {});
     }
-    HandOn(parser, told_head, NowNs());
+    HandOn(parser, told_head, Now());
     if (parser.keep_alive() && buffer.size() == 0) shared_->idle.push_back(*std::move(socket_));
     co_return Status();
   }

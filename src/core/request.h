@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "base/ids.h"
 
 namespace elasticmoe::core {
@@ -43,6 +44,16 @@ struct GenerationRequest {
   int prompt_logprobs = -1;  // alternatives per prompt token; -1 = prompt is not scored
   int priority = 0;          // lower is served first
 };
+
+struct RequestLimits {
+  int vocab = 0;          // token ids are in [0, vocab)
+  int max_model_len = 0;  // tokens of a sequence, prompt and generated
+};
+
+// What can be said of a request without an engine's state: kInvalidArgument "FIELD: ..." for an empty prompt,
+// an id out of the vocabulary, a negative max_tokens, a prompt that leaves no room for one token where some
+// are wanted. More max_tokens than the context holds are no error: they are cut.
+Status CheckRequest(const GenerationRequest& request, const RequestLimits& limits);
 
 // Of the model's own distribution (log_softmax of the raw logits).
 struct TokenLogprob {

@@ -30,22 +30,11 @@ ScriptedEngine::~ScriptedEngine() {
   thread_.join();
 }
 
-Status ScriptedEngine::Validate(const core::GenerationRequest& request) const {
-  if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "submitting: the prompt is empty");
-  for (TokenId id : request.prompt)
-    if (id < 0 || id >= options_.spec.vocab)
-      return Fail(ErrorCode::kInvalidArgument,
-                  "submitting: prompt token {} is outside of the vocabulary (size={})", id,
-                  options_.spec.vocab);
-  const std::size_t total = request.prompt.size() + static_cast<std::size_t>(request.max_tokens);
-  if (total > static_cast<std::size_t>(options_.max_model_len))
-    return Fail(ErrorCode::kInvalidArgument, "submitting: prompt and max_tokens need {} tokens (limit={})",
-                total, options_.max_model_len);
-  return {};
-}
-
 Status ScriptedEngine::Submit(core::GenerationRequest request, Sink sink) {
-  EM_RETURN_IF_ERROR(Validate(request));
+  EM_RETURN_IF_ERROR(
+      core::CheckRequest(request, {.vocab = options_.spec.vocab, .max_model_len = options_.max_model_len}));
+  request.max_tokens =
+      std::min(request.max_tokens, options_.max_model_len - static_cast<int>(request.prompt.size()));
   std::lock_guard lock(mutex_);
   if (stopping_) return Fail(ErrorCode::kUnavailable, "submitting: the engine is stopping");
   if (waiting_.size() >= static_cast<std::size_t>(options_.max_waiting))

@@ -64,7 +64,6 @@ class ScriptedEngine final : public Engine {
 
   void Run();
   void RunStep(std::unique_lock<std::mutex>& lock);
-  Status Validate(const core::GenerationRequest& request) const;
   core::TokenEvent Advance(Running& running) const;
   core::TokenLogprob Logprob(TokenId token, int top) const;
 

@@ -1,18 +1,15 @@
 #include "server/generation.h"
 
-#include <chrono>
 #include <random>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/rng.h"
 
 namespace elasticmoe::server {
 namespace {
 
-TimeNs Now() {
-  return std::chrono::steady_clock::now().time_since_epoch().count();
-}
 double Seconds(TimeNs ns) {
   return static_cast<double>(ns) * 1e-9;
 }

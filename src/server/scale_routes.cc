@@ -1,8 +1,8 @@
 #include "server/scale_routes.h"
 
 #include <atomic>
-#include <chrono>
 
+#include "base/clock.h"
 #include "base/rng.h"
 
 namespace elasticmoe::server {
@@ -146,8 +146,7 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
     if (!seconds.is_number() || seconds.get<double>() <= 0 || seconds.get<double>() > 1e6)
       return tl::unexpected(BadField{
           "deadline_s", {ErrorCode::kInvalidArgument, "deadline_s must be a number above 0, at most 1e6"}});
-    command.deadline = std::chrono::steady_clock::now().time_since_epoch().count() +
-                       static_cast<TimeNs>(seconds.get<double>() * 1e9);
+    command.deadline = Now() + static_cast<TimeNs>(seconds.get<double>() * 1e9);
   }
   return command;
 }

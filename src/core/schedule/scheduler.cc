@@ -24,17 +24,8 @@ const Sequence& Scheduler::Impl::Find(RequestId request) const {
 
 Status Scheduler::Add(GenerationRequest request, TimeNs now) {
   const SchedulerOptions& options = impl_->options;
-  if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "prompt: it is empty");
-  for (const TokenId token : request.prompt)
-    if (token < 0 || token >= options.vocab)
-      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})",
-                  token, options.vocab);
+  EM_RETURN_IF_ERROR(CheckRequest(request, {.vocab = options.vocab, .max_model_len = options.max_model_len}));
   const int prompt = static_cast<int>(request.prompt.size());
-  if (prompt + (request.max_tokens > 0 ? 1 : 0) > options.max_model_len)
-    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})",
-                prompt, options.max_model_len);
-  if (request.max_tokens < 0)
-    return Fail(ErrorCode::kInvalidArgument, "max_tokens: {} is negative", request.max_tokens);
   if (impl_->sequences.count(request.id) > 0)
     return Fail(ErrorCode::kAlreadyExists, "request {} is running already", request.id);
   if (static_cast<int>(impl_->waiting.size()) >= options.max_waiting)

@@ -425,7 +425,10 @@ Expected<Value> reverse(Context& context, const Value& input, const Args& args) 
 
 Expected<Value> indent(Context& context, const Value& input, const Args& args) {
   BIND("width", "first", "blank");
-  EM_ASSIGN_OR_RETURN(std::string text, InputText(context, input));
+  if (const auto* undefined = input.AsUndefined()) return TypeError(*undefined->why);
+  if (input.AsText() == nullptr)
+    return TypeError(fmt::format("indent: '{}' object is no text", TypeName(input)));
+  std::string text = *input.AsText();
   std::string space;
   if (bound[0] != nullptr && bound[0]->AsText()) {
     space = *bound[0]->AsText();
@@ -460,8 +463,10 @@ Expected<Value> attr(Context&, const Value& input, const Args& args) {
   return MakeUndefined(fmt::format("'{} object' has no attribute '{}'", TypeName(input), name));
 }
 
-// map: a filter by name with its arguments, or attribute=... with default=...
+// map: a filter by name with its arguments, or attribute=... with default=... As in Jinja2, none, false, zero
+// and the like have no items, and then nothing else is looked at.
 Expected<Value> map(Context& context, const Value& input, const Args& args) {
+  if (!Truth(input)) return context.MakeList({});
   EM_ASSIGN_OR_RETURN(const auto items, Iterate(context, input));
   std::vector<Value> out;
   if (args.positional.empty()) {
@@ -491,6 +496,7 @@ Expected<Value> map(Context& context, const Value& input, const Args& args) {
 // wanted.
 Expected<Value> Choose(Context& context, const Value& input, const Args& args, bool by_attribute,
                        bool wanted) {
+  if (!Truth(input)) return context.MakeList({});  // as in map
   EM_ASSIGN_OR_RETURN(const auto items, Iterate(context, input));
   Args rest = args;
   std::optional<Value> attribute;

@@ -261,6 +261,9 @@ Expected<Value> Interpreter::EvalSlice(const Expr& expr) {
     *slots[i] = bound.Integer();
     if (!*slots[i]) return TypeError("slice indices must be integers or None");
   }
+  // Jinja2 folds a literal by the rules of literal[key], where a key that does not fit is no error.
+  if (expr.args[0]->kind == Expr::Kind::kConst && !object.AsText())
+    return MakeUndefined(fmt::format("'{}' object cannot be sliced", TypeName(object)));
   return GetSlice(*this, object, bounds);
 }
 

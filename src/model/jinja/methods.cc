@@ -472,7 +472,7 @@ Expected<Value> GetSlice(Context& context, const Value& object, const SliceBound
   if (const auto* undefined = object.AsUndefined()) return TypeError(*undefined->why);
   const auto* text = object.AsText();
   const auto* list = object.AsList();
-  if (!text && !list) return MakeUndefined(fmt::format("'{}' object cannot be sliced", TypeName(object)));
+  if (!text && !list) return TypeError(fmt::format("'{}' object cannot be sliced", TypeName(object)));
   const std::int64_t step = bounds.step.value_or(1);
   if (step == 0) return TypeError("slice step cannot be zero");
   const auto count = static_cast<std::int64_t>(list ? list->items.size() : CountChars(*text));

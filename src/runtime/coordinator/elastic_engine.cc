@@ -1,9 +1,9 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "compute/kernels.h"
 #include "compute/layout.h"
@@ -12,14 +12,7 @@
 namespace elasticmoe::runtime {
 namespace {
 
-constexpr int kMaxAttempts = 10;  // of one step: many kills change nothing, a request that kills workers ends
-constexpr int kSpins = 1000;      // ~40 us: a few layers' wait, far below a scheduler slice
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
+constexpr int kSpins = 1000;  // ~40 us: a few layers' wait, far below a scheduler slice
 
 }  // namespace
 
@@ -90,6 +83,8 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   instance_options.first_cpu = options_.first_cpu;
   instance_options.expert_table = options_.expert_table;
   instance_options.standby = static_cast<int>(placement_.members().size());
+  instance_options.worker_attempts = options_.worker_attempts;
+  instance_options.answer_timeout_seconds = options_.answer_timeout_seconds;
   instance_options.log_level = options_.log_level;
   instances_ = std::make_unique<InstanceManager>(instance_options, *exchange_);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
@@ -220,14 +215,9 @@ Status ElasticEngine::Submit(core::GenerationRequest request, Sink sink) {
   if (request.sampling.logit_bias.size() > kMaxBias)
     return Fail(ErrorCode::kInvalidArgument, "logit_bias: {} entries (limit={})",
                 request.sampling.logit_bias.size(), kMaxBias);
-  if (request.prompt.empty()) return Fail(ErrorCode::kInvalidArgument, "prompt: it is empty");
-  for (const TokenId token : request.prompt)
-    if (token < 0 || token >= checkpoint_.spec.vocab)
-      return Fail(ErrorCode::kInvalidArgument, "prompt: token id {} is not in the vocabulary (limit={})",
-                  token, checkpoint_.spec.vocab);
-  if (static_cast<int>(request.prompt.size()) + (request.max_tokens > 0 ? 1 : 0) > options_.max_model_len)
-    return Fail(ErrorCode::kInvalidArgument, "prompt: {} tokens leave no room in the context (limit={})",
-                request.prompt.size(), options_.max_model_len);
+  // Refused here and not only by the scheduler, so that the caller hears it before a stream is opened.
+  EM_RETURN_IF_ERROR(core::CheckRequest(
+      request, {.vocab = checkpoint_.spec.vocab, .max_model_len = options_.max_model_len}));
   const std::scoped_lock lock(mutex_);
   if (!accepting_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
   if (submitted_.size() + queued_ >= static_cast<std::size_t>(options_.max_waiting))
@@ -464,7 +454,7 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!AwaitStep(step)) {
     scheduler_->AbandonStep();
     step_given_up_ = true;
-    if (++failed_attempts_ >= kMaxAttempts)
+    if (++failed_attempts_ >= options_.step_attempts)
       GiveUp({ErrorCode::kInternal,
               fmt::format("a step failed {} times; the requests in it are given up", failed_attempts_)});
     return;

@@ -67,7 +67,10 @@ struct EngineOptions {
   int redundant_experts = 0;                // further copies a layer, for the hottest experts
   std::uint64_t copy_bytes_per_second = 0;  // of weights between domains; 0 = as fast as it goes
   int linger_seconds = 30;
-  int step_timeout_seconds = 60;  // a worker that takes longer for a step is taken for dead
+  int step_timeout_seconds = 60;    // a worker that takes longer for a step is taken for dead
+  int answer_timeout_seconds = 20;  // likewise outside of steps
+  int step_attempts = 10;   // many kills change nothing, but a request that kills workers must end; >= 1
+  int worker_attempts = 3;  // a machine that cannot start a worker must not be tried for ever; >= 1
   std::string log_level = "info";
 };
 

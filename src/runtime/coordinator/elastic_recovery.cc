@@ -5,22 +5,11 @@
 
 #include <chrono>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
-namespace {
-
-constexpr int kReplaceAttempts = 3;  // a machine that cannot start a worker must not be tried for ever
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
-
 Status ElasticEngine::RecoverWorkers() {
   const std::scoped_lock lock(instances_mutex_);
   for (int attempt = 0;; ++attempt) {
@@ -38,7 +27,7 @@ Status ElasticEngine::RecoverWorkers() {
       continue;
     }
     if (missing.empty()) break;
-    if (attempt == kReplaceAttempts)
+    if (attempt == options_.worker_attempts)
       return Fail(ErrorCode::kUnavailable, "replacing the worker of device {}: {} attempts failed",
                   missing.front(), attempt);
     const TimeNs start = Now();

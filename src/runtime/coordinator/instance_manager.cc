@@ -7,12 +7,6 @@
 #include "base/log.h"
 
 namespace elasticmoe::runtime {
-namespace {
-
-constexpr int kAnswerTimeoutMs = 20'000;  // a worker that is silent for longer is taken for dead
-
-}  // namespace
-
 InstanceManager::InstanceManager(InstanceOptions options, const Exchange& exchange)
     : options_(std::move(options)), exchange_(exchange), cpus_(AllowedCpus()) {}
 
@@ -76,7 +70,7 @@ Status InstanceManager::Reattach(DeviceId device, const AttachedMemory& memory) 
   const int fd = memory.FdOf(memory.map.DomainOf(device));
   if (at == attached_.end() || fd < 0)
     return Fail(ErrorCode::kNotFound, "attaching device {} again: no worker or no domain", device);
-  EM_RETURN_IF_ERROR(at->second.channel.Call(AttachRequest(device, memory), kAnswerTimeoutMs, {fd}));
+  EM_RETURN_IF_ERROR(at->second.channel.Call(AttachRequest(device, memory), AnswerTimeoutMs(), {fd}));
   return {};
 }
 
@@ -86,7 +80,7 @@ Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
   const int fd = memory.FdOf(memory.map.DomainOf(device));
   if (fd < 0) return Fail(ErrorCode::kNotFound, "attaching device {}: its domain is not open", device);
   Status failure = Fail(ErrorCode::kUnavailable, "attaching device {}: no worker", device);
-  for (int attempt = 0; attempt < 3; ++attempt) {
+  for (int attempt = 0; attempt < options_.worker_attempts; ++attempt) {
     Worker worker;
     if (standby_.empty()) {
       EM_ASSIGN_OR_RETURN(worker, Spawn());
@@ -94,7 +88,7 @@ Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
       worker = std::move(standby_.front());
       standby_.pop_front();
     }
-    auto answer = worker.channel.Call(request, kAnswerTimeoutMs, {fd});
+    auto answer = worker.channel.Call(request, AnswerTimeoutMs(), {fd});
     if (answer) {
       LogInfo("device {} attached to worker {} in {:.1f} ms", device, worker.process.pid,
               static_cast<double>(answer->body.value("ns", std::int64_t{0})) / 1e6);
@@ -121,7 +115,7 @@ Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint6
   // Every answer is taken, so that no later call reads an answer of this one.
   Status status;
   for (const DeviceId device : devices) {
-    auto answer = attached_.at(device).channel.Receive(kAnswerTimeoutMs);
+    auto answer = attached_.at(device).channel.Receive(AnswerTimeoutMs());
     Status one = answer ? StatusOf(answer->body) : tl::unexpected<Error>(answer.error());
     if (!one && status) status = std::move(one);
   }
@@ -134,7 +128,7 @@ Status InstanceManager::SetKvChunks(const MemoryMap& map, DomainId id) {
   for (auto& [device, worker] : attached_)
     if (map.DomainOf(device) == id)
       EM_RETURN_IF_ERROR(
-          worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, kAnswerTimeoutMs));
+          worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, AnswerTimeoutMs()));
   return {};
 }
 
@@ -142,7 +136,7 @@ void InstanceManager::Quiesce(const std::vector<DeviceId>& devices) {
   for (const DeviceId device : devices) {
     const auto at = attached_.find(device);
     if (at == attached_.end() || at->second.process.Ended()) continue;
-    if (auto answer = at->second.channel.Call({{"op", "ping"}}, kAnswerTimeoutMs); !answer) {
+    if (auto answer = at->second.channel.Call({{"op", "ping"}}, AnswerTimeoutMs()); !answer) {
       LogWarn("worker {} of device {} does not answer: it is killed", at->second.process.pid, device);
       at->second.process.Signal(SIGKILL);
       at->second.process.WaitEnd(2000);
@@ -169,7 +163,7 @@ void InstanceManager::Retire(DeviceId device) {
   if (at == attached_.end()) return;
   Worker worker = std::move(at->second);
   attached_.erase(at);
-  if (auto detached = worker.channel.Call({{"op", "detach"}}, kAnswerTimeoutMs); !detached)
+  if (auto detached = worker.channel.Call({{"op", "detach"}}, AnswerTimeoutMs()); !detached)
     End(worker);
   else
     standby_.push_front(std::move(worker));

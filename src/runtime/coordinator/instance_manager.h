@@ -25,8 +25,10 @@ struct InstanceOptions {
   int threads_per_device = 1;
   int first_cpu = 0;
   ExpertTableKind expert_table = ExpertTableKind::kPointer;
-  int standby = 1;        // workers kept ahead
-  int standby_limit = 2;  // most that are kept, those that come back included
+  int standby = 1;                  // workers kept ahead
+  int standby_limit = 2;            // most that are kept, those that come back included
+  int worker_attempts = 3;          // workers tried for a device; >= 1
+  int answer_timeout_seconds = 20;  // a worker that is silent for longer is taken for dead
   std::string log_level = "info";
 };
 
@@ -71,6 +73,7 @@ class InstanceManager {
     Channel channel;
   };
   Expected<Worker> Spawn();
+  int AnswerTimeoutMs() const { return options_.answer_timeout_seconds * 1000; }
   void End(Worker& worker);
   std::vector<int> CpusOf(DeviceId device) const;
   Json AttachRequest(DeviceId device, const AttachedMemory& memory) const;

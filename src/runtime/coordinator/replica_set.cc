@@ -3,18 +3,13 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/clock.h"
 #include "base/log.h"
 
 namespace elasticmoe::runtime {
 namespace {
 
 constexpr int kReportsKept = 64;
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 bool HandledByController(const std::string& strategy) {
   return strategy == "elastic" || strategy == "drain";

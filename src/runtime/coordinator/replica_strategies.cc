@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "runtime/coordinator/replica_set.h"
 
@@ -12,12 +13,6 @@ namespace {
 constexpr std::chrono::milliseconds kPoll{5};
 constexpr std::chrono::seconds kKvPatience{20};          // for the old engine to give up half of its KV
 constexpr std::chrono::seconds kFirstTokenPatience{30};  // where no request comes, there is none to wait for
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 

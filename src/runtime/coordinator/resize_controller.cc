@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/clock.h"
 #include "base/log.h"
 
 namespace elasticmoe::runtime {
@@ -11,12 +12,6 @@ namespace {
 constexpr std::string_view kDrain = "drain";
 constexpr int kFitPause = 9;                    // times as long as a piece of work on KV memory took
 constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
-
-TimeNs Now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 std::optional<Error> ErrorOf(Status status) {
   if (status) return std::nullopt;

@@ -1,26 +1,16 @@
 #include "runtime/hmm/memory_owner.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <thread>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "core/placement/placement.h"
 #include "runtime/hmm/loader.h"
 
 namespace elasticmoe::runtime {
-namespace {
-
-std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
-
 MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan)
     : options_(std::move(options)),
       checkpoint_(std::move(checkpoint)),
@@ -278,10 +268,10 @@ Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, 
   CopyReport report;
   std::byte* here = At(*target, target->shared) + offset;
   EM_RETURN_IF_ERROR(Populate(here, bytes, options_.pages));
-  const std::int64_t start = NowNs();
+  const std::int64_t start = Now();
   CopyPastCaches(here, At(**source, (*source)->shared) + offset, bytes);
   report.bytes = bytes;
-  report.duration_ns = NowNs() - start;
+  report.duration_ns = Now() - start;
   if (offset + bytes == SharedBytes()) target->has_shared = true;
   return report;
 }
@@ -348,12 +338,12 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
       return tl::unexpected<Error>(std::move(backed.error()));
     }
   }
-  const std::int64_t start = NowNs();
+  const std::int64_t start = Now();
   for (const auto& [id, run] : taken) {
     CopyPastCaches(At(*target, run), At(*source, source->experts[IndexOf(id)]), layout_.ExpertBytes());
     report.bytes += layout_.ExpertBytes();
   }
-  report.duration_ns = NowNs() - start;
+  report.duration_ns = Now() - start;
   for (const auto& [id, run] : taken) target->experts[IndexOf(id)] = run;
   for (const ExpertId id : experts)
     report.offsets.push_back(static_cast<std::int64_t>(OffsetOf(target->experts[IndexOf(id)])));
@@ -407,13 +397,13 @@ Expected<CopyReport> MemoryOwner::CopyKv(std::span<const KvPair> pairs) {
                   "copying KV: block {} of domain {} or block {} of domain {} does not exist", pair.from,
                   pair.from_domain, pair.to, pair.to_domain);
   CopyReport report;
-  const std::int64_t start = NowNs();
+  const std::int64_t start = Now();
   for (const KvPair& pair : pairs) {
     std::memcpy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from),
                 kv_layout_.BlockBytes());
     report.bytes += kv_layout_.BlockBytes();
   }
-  report.duration_ns = NowNs() - start;
+  report.duration_ns = Now() - start;
   return report;
 }
 

@@ -1,9 +1,9 @@
 #include "runtime/worker/device.h"
 
 #include <algorithm>
-#include <chrono>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "compute/sampler.h"
 #include "runtime/hmm/loader.h"
 
@@ -12,12 +12,6 @@ namespace {
 
 // Logits of so many rows are held at once; bounds the buffer, not the step.
 constexpr int kLogitRows = 32;
-
-std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 }  // namespace
 
@@ -112,27 +106,27 @@ bool Device::GivenUp(std::uint32_t step) const {
 
 bool Device::AwaitDispatched(std::uint32_t step, std::uint32_t tag) {
   const ExchangeHeader& header = exchange_.header();
-  const std::int64_t start = NowNs();
+  const std::int64_t start = Now();
   for (int rank = 0; rank < header.member_count; ++rank) {
     if (!WaitFor(
             exchange_.device(header.members[rank]).dispatched, {header.spin},
             [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
       return false;
   }
-  wait_ns_ += NowNs() - start;
+  wait_ns_ += Now() - start;
   return true;
 }
 
 bool Device::AwaitReturned(std::uint32_t step, std::uint32_t tag) {
   const ExchangeHeader& header = exchange_.header();
-  const std::int64_t start = NowNs();
+  const std::int64_t start = Now();
   for (int rank = 0; rank < header.member_count; ++rank) {
     if (!WaitFor(
             exchange_.device(header.members[rank]).returned, {header.spin},
             [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
       return false;
   }
-  wait_ns_ += NowNs() - start;
+  wait_ns_ += Now() - start;
   return true;
 }
 
@@ -172,7 +166,7 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
 }
 
 bool Device::RunStep(std::uint32_t step) {
-  const std::int64_t start = NowNs();
+  const std::int64_t start = Now();
   wait_ns_ = 0;
   const ExchangeHeader& header = exchange_.header();
   const ExchangeShape& shape = exchange_.shape();
@@ -231,7 +225,7 @@ bool Device::RunStep(std::uint32_t step) {
   if (GivenUp(step)) return false;
   if (rows > 0) SampleRows();
   mine.wait_ns = wait_ns_;
-  mine.compute_ns = NowNs() - start - wait_ns_;
+  mine.compute_ns = Now() - start - wait_ns_;
   Finish(step);
   return true;
 }

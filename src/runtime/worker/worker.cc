@@ -11,6 +11,7 @@
 #include <optional>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "model/checkpoint.h"
 #include "runtime/channel.h"
@@ -18,12 +19,6 @@
 
 namespace elasticmoe::runtime {
 namespace {
-
-std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 constexpr std::int64_t kIdleSleepNs = 500'000'000;  // an idle worker wakes twice a second
 
@@ -104,7 +99,7 @@ class Worker {
     try {
       const Json& request = message.body;
       const std::string op = request.at("op").get<std::string>();
-      const std::int64_t start = NowNs();
+      const std::int64_t start = Now();
       if (op == "ping") return Json{{"pid", ::getpid()}};
       if (op == "attach") {
         EM_ASSIGN_OR_RETURN(const MemoryMap map, MemoryMapFromJson(request.at("memory")));
@@ -117,7 +112,7 @@ class Worker {
         EM_RETURN_IF_ERROR(device_->Attach(map, std::move(message.fds[0])));
         seen_ = exchange_.header().step.value.load(
             std::memory_order_acquire);  // steps announced before are not for it
-        return Json{{"ns", NowNs() - start}};
+        return Json{{"ns", Now() - start}};
       }
       if (op == "detach") {  // back to standby: no memory, no device
         device_.reset();
@@ -127,7 +122,7 @@ class Worker {
       if (op == "prepare") {
         EM_ASSIGN_OR_RETURN(const MemoryMap map, MemoryMapFromJson(request.at("memory")));
         EM_RETURN_IF_ERROR(device_->Prepare(map, request.at("epoch").get<std::uint64_t>()));
-        return Json{{"ns", NowNs() - start}};
+        return Json{{"ns", Now() - start}};
       }
       if (op == "set_kv") {
         EM_RETURN_IF_ERROR(device_->SetKvChunks(request.at("kv_chunks").get<std::vector<std::uint64_t>>()));
