@@ -5,83 +5,40 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "compute/choose_experts.h"
 #include "compute/exp.h"
+#include "compute/rms_norm.h"
 #include "compute/work.h"
 
 namespace elasticmoe::compute {
-namespace {
-
-// Sum of squares in 16 lanes, then a tree: one order for every length, and the compiler may use registers.
-float SquareSum(const float* x, int count) {
-  constexpr int kLanes = 16;
-  float lanes[kLanes] = {};
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
-  for (int lane = 0; i < count; ++i, ++lane) lanes[lane] += x[i] * x[i];
-  for (int width = kLanes / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
-}
-
-void RmsNorm(const float* weight, float eps, int count, const float* in, float* out) {
-  const float scale = 1.0F / std::sqrt(SquareSum(in, count) / static_cast<float>(count) + eps);
-  for (int i = 0; i < count; ++i) out[i] = in[i] * scale * weight[i];
-}
-
-// Rows of router logits -> the top_k of softmax, best first; equal scores: the lower expert.
-void ChooseExperts(const core::MoeSpec& moe, std::span<float> logits, std::int32_t* experts, float* mix) {
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  float sum = 0;
-  for (float& logit : logits) {
-    logit = Exp(logit - largest);
-    sum += logit;
-  }
-  for (int j = 0; j < moe.top_k; ++j) {
-    int best = 0;
-    for (int e = 1; e < moe.experts; ++e)
-      if (logits[e] > logits[best]) best = e;
-    experts[j] = best;
-    mix[j] = logits[best] / sum;
-    logits[best] = -1.0F;
-  }
-  if (!moe.renormalize) return;
-  float chosen = 0;
-  for (int j = 0; j < moe.top_k; ++j) chosen += mix[j];
-  for (int j = 0; j < moe.top_k; ++j) mix[j] /= chosen;
-}
-
-}  // namespace
-
 Forward::Forward(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads, int max_rows)
-    : spec_(spec), kernels_(kernels), threads_(threads), max_rows_(max_rows) {
+    : spec_(spec), kernels_(kernels), threads_(threads), max_rows_(max_rows), rope_(spec.attention) {
   const core::AttentionSpec& a = spec.attention;
   EM_CHECK(a.head_dim % 2 == 0 && a.head_dim <= kMaxHeadDim, "head_dim={}", a.head_dim);
+  EM_CHECK(!a.Latent() || a.LatentDim() <= kMaxLatentDim, "latent_dim={}", a.LatentDim());
   const std::size_t rows = static_cast<std::size_t>(max_rows);
-  const int q = a.heads * a.head_dim;
+  const int out = a.heads * a.OutDim();
+  int widest = std::max(spec.hidden, out);
+  if (a.Latent()) widest = std::max({widest, a.heads * a.head_dim, a.heads * a.kv_lora_rank, a.q_lora_rank});
   residual_.resize(rows * spec.hidden);
-  activations_.resize(rows * std::max(spec.hidden, q) * kernels.activation_bytes);
+  activations_.resize(rows * widest * kernels.activation_bytes);
   qkv_.resize(rows * a.QkvRows());
-  attended_.resize(rows * q);
+  attended_.resize(rows * out);
   projected_.resize(rows * spec.hidden);
-  router_logits_.resize(rows * spec.moe.experts);
+  router_logits_.resize(rows * (2 * spec.moe.experts + spec.moe.groups));
+  if (spec.moe.shared_width > 0) shared_.resize(rows * spec.hidden);
+  if (a.Latent()) {
+    if (a.q_lora_rank > 0) q_.resize(rows * a.heads * a.head_dim);
+    latent_q_.resize(rows * a.heads * a.LatentDim());
+    latent_out_.resize(rows * a.heads * a.kv_lora_rank);
+  }
+  const std::size_t heads = a.Latent() ? a.heads : 1;
   chunk_of_row_.resize(rows);
   position_.resize(rows);
-  in_rows_.resize(rows);
-  out_rows_.resize(rows);
+  in_rows_.resize(rows * heads);
+  out_rows_.resize(rows * heads);
   dense_rows_.resize(rows);
   tiles_.reserve(rows);
-}
-
-template <class Body>
-void Forward::Split(int count, int least, const Body& body) {
-  const int most = threads_.Size() == 1 ? 1 : threads_.Size() * 4;
-  const int pieces = std::clamp(count / std::max(1, least), 1, most);
-  threads_.Run(pieces, [&](int piece) {
-    const int first = static_cast<int>(static_cast<std::int64_t>(count) * piece / pieces);
-    const int last = static_cast<int>(static_cast<std::int64_t>(count) * (piece + 1) / pieces);
-    if (first < last) body(first, last);
-  });
 }
 
 void Forward::NormRows(const float* weight) {
@@ -131,86 +88,86 @@ void Forward::Begin(const SharedWeights& weights, std::span<const TokenId> token
       tiles_.push_back({static_cast<int>(c), chunk.first_row + i, std::min(tile_rows, chunk.rows - i)});
     positions = std::max(positions, chunk.start_position + chunk.rows);
   }
-  GrowRope(positions);
+  rope_.Grow(positions, spec_.max_positions);
   Split(rows_, 8, [&](int first, int last) {
     for (int row = first; row < last; ++row)
       UnpackRow(weights.embedding, tokens[row], &residual_[std::size_t(row) * spec_.hidden]);
   });
 }
 
-void Forward::GrowRope(int positions) {
-  const int half = spec_.attention.head_dim / 2;
-  int position = static_cast<int>(cos_.size()) / half;
-  if (position >= positions) return;
-  const int end = std::min(spec_.max_positions, (positions + 1023) / 1024 * 1024);
-  cos_.resize(std::size_t(end) * half);
-  sin_.resize(cos_.size());
-  for (; position < end; ++position) {
-    for (int i = 0; i < half; ++i) {
-      // Frequencies and angles in float32, as the reference implementations have them.
-      const float frequency =
-          static_cast<float>(std::pow(spec_.attention.rope_theta, -2.0 * i / spec_.attention.head_dim));
-      const float angle = static_cast<float>(position) * frequency;
-      cos_[std::size_t(position) * half + i] = std::cos(angle);
-      sin_[std::size_t(position) * half + i] = std::sin(angle);
-    }
-  }
-}
-
-void Forward::Rope(float* head, int position) const {
-  const int half = spec_.attention.head_dim / 2;
-  const float* cosines = &cos_[std::size_t(position) * half];
-  const float* sines = &sin_[std::size_t(position) * half];
-  for (int i = 0; i < half; ++i) {
-    const float a = head[i];
-    const float b = head[i + half];
-    head[i] = a * cosines[i] - b * sines[i];
-    head[i + half] = b * cosines[i] + a * sines[i];
-  }
-}
-
 void Forward::Attention(int layer, const SharedWeights& weights, const KvCache& kv) {
-  const core::AttentionSpec& a = spec_.attention;
   const LayerWeights& w = weights.layers[layer];
-  const int stride = a.QkvRows();
-  const int q_size = a.heads * a.head_dim;
   NormRows(w.attention_norm);
   Matmul(w.qkv, activations_.data(), std::size_t(spec_.hidden) * kernels_.activation_bytes, rows_,
          qkv_.data());
+  if (w.qkv_bias != nullptr) {
+    const int stride = spec_.attention.QkvRows();
+    Split(rows_, 16, [&](int first, int last) {
+      for (int row = first; row < last; ++row)
+        for (int i = 0; i < stride; ++i) qkv_[std::size_t(row) * stride + i] += w.qkv_bias[i];
+    });
+  }
+  if (spec_.attention.Latent()) {
+    LatentAttention(layer, w, kv);
+  } else {
+    PrepareQkv(layer, w, kv);
+    AttendRows(layer, w.sinks, kv);
+  }
+  const int out = spec_.attention.heads * spec_.attention.OutDim();
+  ToActivations(attended_.data(), out, out);
+  Matmul(w.o, activations_.data(), std::size_t(out) * kernels_.activation_bytes, rows_, projected_.data());
+  if (w.o_bias != nullptr) {
+    Split(rows_, 16, [&](int first, int last) {
+      for (int row = first; row < last; ++row)
+        for (int i = 0; i < spec_.hidden; ++i) projected_[std::size_t(row) * spec_.hidden + i] += w.o_bias[i];
+    });
+  }
+  AddProjected();
+}
 
+void Forward::PrepareQkv(int layer, const LayerWeights& w, const KvCache& kv) {
+  const core::AttentionSpec& a = spec_.attention;
+  const int stride = a.QkvRows();
+  const int q_size = a.heads * a.head_dim, k_size = a.kv_heads * a.head_dim;
   Split(rows_, 4, [&](int first, int last) {
     for (int row = first; row < last; ++row) {
       float* qkv = &qkv_[std::size_t(row) * stride];
-      if (w.qkv_bias != nullptr)
-        for (int i = 0; i < stride; ++i) qkv[i] += w.qkv_bias[i];
+      if (a.qk_norm_whole) {
+        RmsNorm(w.q_norm, spec_.rms_eps, q_size, qkv, qkv);
+        RmsNorm(w.k_norm, spec_.rms_eps, k_size, qkv + q_size, qkv + q_size);
+      }
+      if (a.clip_qkv > 0)
+        for (int i = 0; i < stride; ++i) qkv[i] = std::clamp(qkv[i], -a.clip_qkv, a.clip_qkv);
       for (int head = 0; head < a.heads + a.kv_heads; ++head) {
         float* values = qkv + head * a.head_dim;
         if (a.qk_norm)
           RmsNorm(head < a.heads ? w.q_norm : w.k_norm, spec_.rms_eps, a.head_dim, values, values);
-        Rope(values, position_[row]);
+        rope_.Turn(values, position_[row]);
       }
-      const Chunk& chunk = chunks_[chunk_of_row_[row]];
-      std::byte* block = kv.Block(chunk.block_table[position_[row] / kBlockTokens]);
-      kernels_.store_kv(kv.layout, layer, position_[row] % kBlockTokens, qkv + q_size,
-                        qkv + q_size + a.kv_heads * a.head_dim, block);
+      StoreRow(layer, row, qkv + q_size, qkv + q_size + k_size, kv);
     }
   });
-  // Every row's K and V are in place: rows of one chunk see each other.
-  AttendRows(layer, kv);
-  const std::size_t row_bytes = std::size_t(q_size) * kernels_.activation_bytes;
-  Split(rows_, 8, [&](int first, int last) {
-    for (int row = first; row < last; ++row)
-      kernels_.to_activation(&attended_[std::size_t(row) * q_size], q_size,
-                             activations_.data() + row * row_bytes);
-  });
-  Matmul(w.o, activations_.data(), row_bytes, rows_, projected_.data());
-  AddProjected();
 }
 
-void Forward::AttendRows(int layer, const KvCache& kv) {
+void Forward::StoreRow(int layer, int row, const float* k, const float* v, const KvCache& kv) {
+  const Chunk& chunk = chunks_[chunk_of_row_[row]];
+  std::byte* block = kv.Block(chunk.block_table[position_[row] / kBlockTokens]);
+  kernels_.store_kv(kv.layout, layer, position_[row] % kBlockTokens, k, v, block);
+}
+
+void Forward::ToActivations(const float* values, int stride, int count) {
+  Split(rows_, 8, [&](int first, int last) {
+    for (int row = first; row < last; ++row)
+      kernels_.to_activation(values + std::size_t(row) * stride, count,
+                             activations_.data() + std::size_t(row) * count * kernels_.activation_bytes);
+  });
+}
+
+void Forward::AttendRows(int layer, const float* sinks, const KvCache& kv) {
   const core::AttentionSpec& a = spec_.attention;
   const int group = a.heads / a.kv_heads;
   const int units = static_cast<int>(tiles_.size()) * a.kv_heads;
+  const int window = spec_.layers[layer].window;
   Split(units, 1, [&](int first, int last) {
     Query queries[kTileQueries];
     for (int unit = first; unit < last; ++unit) {
@@ -221,9 +178,13 @@ void Forward::AttendRows(int layer, const KvCache& kv) {
       int count = 0;
       for (int i = 0; i < tile.rows * group; ++i) {
         const std::size_t row = tile.first_row + i / group;
-        const int offset = (kv_head * group + i % group) * a.head_dim;
-        queries[count++] = {&qkv_[row * a.QkvRows() + offset],
-                            &attended_[row * a.heads * a.head_dim + offset], position_[row] + 1};
+        const int head = kv_head * group + i % group;
+        const int offset = head * a.head_dim;
+        Query& query = queries[count++];
+        query = {&qkv_[row * a.QkvRows() + offset], &attended_[row * a.heads * a.head_dim + offset],
+                 position_[row] + 1};
+        if (window > 0) query.first = std::max(0, position_[row] + 1 - window);
+        if (sinks != nullptr) query.sink = sinks[head];
         if (count < kTileQueries && i + 1 < tile.rows * group) continue;
         kernels_.attend(kv, layer, kv_head, table, queries, count, a.scale);
         count = 0;
@@ -242,18 +203,23 @@ void Forward::AddProjected() {
 void Forward::DenseMlp(int layer, const SharedWeights& weights) {
   const LayerWeights& w = weights.layers[layer];
   NormRows(w.mlp_norm);
-  for (int row = 0; row < rows_; ++row)
-    dense_rows_[row] = {activations_.data() + std::size_t(row) * spec_.hidden * kernels_.activation_bytes,
-                        &projected_[std::size_t(row) * spec_.hidden]};
-  const ExpertBatch batch{w.dense, {dense_rows_.data(), static_cast<std::size_t>(rows_)}};
-  RunExperts(spec_, kernels_, threads_, {&batch, 1}, scratch_);
+  RunDense(w.dense, activations_.data(), projected_.data());
   AddProjected();
+}
+
+void Forward::RunDense(const MlpWeights& weights, const std::byte* activations, float* out) {
+  for (int row = 0; row < rows_; ++row)
+    dense_rows_[row] = {activations + std::size_t(row) * spec_.hidden * kernels_.activation_bytes,
+                        out + std::size_t(row) * spec_.hidden};
+  const ExpertBatch batch{weights, {dense_rows_.data(), static_cast<std::size_t>(rows_)}};
+  RunExperts(spec_, kernels_, threads_, {&batch, 1}, scratch_);
 }
 
 void Forward::Route(int layer, const SharedWeights& weights, void* activations, std::int32_t* experts,
                     float* mix) {
   const LayerWeights& w = weights.layers[layer];
   const core::MoeSpec& moe = spec_.moe;
+  const int scratch = 2 * moe.experts + moe.groups;  // floats a row: logits, then what is chosen by
   Split(rows_, 4, [&](int first, int last) {
     for (int row = first; row < last; ++row) {
       float* normed = &projected_[std::size_t(row) * spec_.hidden];
@@ -262,12 +228,29 @@ void Forward::Route(int layer, const SharedWeights& weights, void* activations, 
           normed, spec_.hidden,
           static_cast<std::byte*>(activations) + std::size_t(row) * spec_.hidden * kernels_.activation_bytes);
     }
-    float* logits = &router_logits_[std::size_t(first) * moe.experts];
+    float* logits = &router_logits_[std::size_t(first) * scratch];
     kernels_.router(&projected_[std::size_t(first) * spec_.hidden], last - first, w.router, moe.experts,
                     spec_.hidden, logits);
+    float* choice = logits + std::size_t(last - first) * moe.experts;
     for (int row = first; row < last; ++row, logits += moe.experts)
-      ChooseExperts(moe, {logits, static_cast<std::size_t>(moe.experts)},
+      ChooseExperts(moe, w.correction, {logits, static_cast<std::size_t>(moe.experts)},
+                    {choice, static_cast<std::size_t>(moe.experts + moe.groups)},
                     experts + std::size_t(row) * moe.top_k, mix + std::size_t(row) * moe.top_k);
+  });
+  if (moe.shared_width > 0) SharedExpert(w, static_cast<const std::byte*>(activations));
+}
+
+// Every token's expert runs at home: shared_ = its outputs, weighted. projected_ holds the normed rows.
+void Forward::SharedExpert(const LayerWeights& w, const std::byte* activations) {
+  RunDense(w.dense, activations, shared_.data());
+  if (w.shared_mix == nullptr) return;
+  Split(rows_, 16, [&](int first, int last) {
+    for (int row = first; row < last; ++row) {
+      float gate = 0;
+      kernels_.router(&projected_[std::size_t(row) * spec_.hidden], 1, w.shared_mix, 1, spec_.hidden, &gate);
+      const float weight = 1.0F / (1.0F + Exp(-gate));
+      for (int i = 0; i < spec_.hidden; ++i) shared_[std::size_t(row) * spec_.hidden + i] *= weight;
+    }
   });
 }
 
@@ -283,6 +266,8 @@ void Forward::Combine(const float* outputs, const float* mix) {
         const float* out = outputs + (std::size_t(row) * top_k + j) * spec_.hidden;
         for (int i = 0; i < spec_.hidden; ++i) sum[i] += weight * out[i];
       }
+      if (!shared_.empty())
+        for (int i = 0; i < spec_.hidden; ++i) sum[i] += shared_[std::size_t(row) * spec_.hidden + i];
       for (int i = 0; i < spec_.hidden; ++i) residual[i] += sum[i];
     }
   });

@@ -9,6 +9,7 @@
 // Not thread-safe; uses its ThreadPool inside.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "compute/kv.h"
 #include "compute/layout.h"
 #include "compute/parallel.h"
+#include "compute/rope.h"
 #include "core/spec.h"
 
 namespace elasticmoe::compute {
@@ -72,12 +74,35 @@ class Forward {
 
   // Calls body(first, last) for pieces of [0, count), at least `least` long, on all threads.
   template <class Body>
-  void Split(int count, int least, const Body& body);
+  void Split(int count, int least, const Body& body) {
+    const int most = threads_.Size() == 1 ? 1 : threads_.Size() * 4;
+    const int pieces = std::clamp(count / std::max(1, least), 1, most);
+    threads_.Run(pieces, [&](int piece) {
+      const int first = static_cast<int>(static_cast<std::int64_t>(count) * piece / pieces);
+      const int last = static_cast<int>(static_cast<std::int64_t>(count) * (piece + 1) / pieces);
+      if (first < last) body(first, last);
+    });
+  }
   void NormRows(const float* weight);  // residual -> activations_
-  void GrowRope(int positions);        // makes cos_ and sin_ cover [0, positions)
-  void Rope(float* head, int position) const;
-  void AttendRows(int layer, const KvCache& kv);  // qkv_ -> attended_
-  void AddProjected();                            // residual += projected_
+  // qkv_ is normed, clipped and turned in place; K and V go to the cache.
+  void PrepareQkv(int layer, const LayerWeights& w, const KvCache& kv);
+  void StoreRow(int layer, int row, const float* k, const float* v, const KvCache& kv);
+  void AttendRows(int layer, const float* sinks, const KvCache& kv);  // qkv_ -> attended_
+  void AddProjected();                                                // residual += projected_
+  void RunDense(const MlpWeights& weights, const std::byte* activations, float* out);  // out [rows, hidden]
+  void SharedExpert(const LayerWeights& w, const std::byte* activations);
+  // values [rows, stride], the first `count` of each row -> activations_ [rows, count]
+  void ToActivations(const float* values, int stride, int count);
+
+  // Multi-head latent attention, qkv_ -> attended_ (forward_latent.cc). A head's keys are never made: q is taken
+  // to where the latents are, and what it gathers there is taken to the head's values.
+  void LatentAttention(int layer, const LayerWeights& w, const KvCache& kv);
+  void PrepareLatents(int layer, const LayerWeights& w, const KvCache& kv);
+  float* PlainQ(int row);  // [heads, head_dim] of a row
+  void AttendLatents(int layer, const KvCache& kv);
+  // out of head h [rows] = in of head h x w[h]; rows of heads at out + row * out_stride + h * out_head.
+  void HeadMatmul(const std::vector<PackedMatrix>& w, int in_head, float* out, int out_stride, int out_head);
+
   // rows x w -> out [rows, w.n]
   void Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows, float* out);
   const void* const* RowPointers(const std::byte* base, std::size_t stride, int rows);
@@ -91,13 +116,17 @@ class Forward {
   std::vector<int> chunk_of_row_;
   std::vector<int> position_;
   std::vector<Tile> tiles_;
-  std::vector<float> cos_, sin_;        // [position, head_dim / 2], as far as positions were seen
+  Rope rope_;
   std::vector<float> residual_;         // [rows, hidden]
-  std::vector<std::byte> activations_;  // [rows, max(hidden, heads * head_dim)] in activation format
+  std::vector<std::byte> activations_;  // [rows, the widest input] in activation format
   std::vector<float> qkv_;              // [rows, QkvRows]
-  std::vector<float> attended_;         // [rows, heads * head_dim]
+  std::vector<float> attended_;         // [rows, heads * OutDim]
   std::vector<float> projected_;        // [rows, hidden]
-  std::vector<float> router_logits_;    // [rows, experts]
+  std::vector<float> router_logits_;    // [rows, 2 experts + groups]
+  std::vector<float> shared_;           // [rows, hidden]: the shared expert's output
+  std::vector<float> q_;                // MLA with q_lora_rank: [rows, heads * head_dim]
+  std::vector<float> latent_q_;         // MLA: [rows, heads, LatentDim]
+  std::vector<float> latent_out_;       // MLA: [rows, heads, kv_lora_rank]
   std::vector<const void*> in_rows_;
   std::vector<float*> out_rows_;
   std::vector<ExpertRow> dense_rows_;

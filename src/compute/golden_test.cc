@@ -124,6 +124,11 @@ TEST_P(Goldens, ReferenceContinuesGreedily) {
 INSTANTIATE_TEST_SUITE_P(Models, Goldens,
                          ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"},
                                            Case{"mixtral", kGoldens / "mixtral"},
+                                           Case{"qwen2_moe", kGoldens / "qwen2_moe"},
+                                           Case{"olmoe", kGoldens / "olmoe"},
+                                           Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
+                                           Case{"deepseek_v3", kGoldens / "deepseek_v3"},
+                                           Case{"glm4_moe", kGoldens / "glm4_moe"},
                                            Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string_view>
 #include <vector>
 
@@ -18,12 +19,15 @@
 namespace elasticmoe::compute {
 
 inline constexpr int kMaxHeadDim = 512;
+inline constexpr int kMaxLatentDim = 1024;  // DeepSeek: 512 + 64
 
 // One head of one row.
 struct Query {
   const float* q = nullptr;  // [head_dim]
-  float* out = nullptr;      // [head_dim]
-  int tokens = 1;            // attends to tokens [0, tokens) of its sequence
+  float* out = nullptr;      // [head_dim]; over latents [latent_values]
+  int tokens = 1;            // attends to tokens [first, tokens) of its sequence
+  int first = 0;             // not over latents
+  float sink = -std::numeric_limits<float>::infinity();  // a logit without a value; -inf = none. Not over latents
 };
 
 struct Kernels {
@@ -50,13 +54,14 @@ struct Kernels {
   void (*router)(const float* x, int m, const float* w, int experts, int hidden, float* logits);
 
   // Writes the K and V of one token (float32 [kv_heads, head_dim] each, RoPE applied) into `layer` of
-  // its block, at token slot `slot` in [0, kBlockTokens).
+  // its block, at token slot `slot` in [0, kBlockTokens). Over latents k is the row [head_dim] and v unused.
   void (*store_kv)(const KvLayout& layout, int layer, int slot, const float* k, const float* v,
                    std::byte* block);
 
   // Attention of queries of one sequence whose heads share `kv_head`: blocks in order, online softmax. A
   // query's result depends on its own tokens only, not on the other queries nor on what else its last block
-  // holds. REQUIRES: an even head_dim <= kMaxHeadDim.
+  // holds. REQUIRES: an even head_dim <= kMaxHeadDim, over latents
+  // <= kMaxLatentDim.
   void (*attend)(const KvCache& kv, int layer, int kv_head, const std::uint32_t* block_table,
                  const Query* queries, int count, float scale);
 };

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <limits>
 
+#include "compute/attend_latent.h"
 #include "compute/kernel_tables.h"
 
 namespace elasticmoe::compute {
@@ -167,6 +168,7 @@ Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
+  if (kv.latent_values > 0) return StoreLatent<Bf16>(kv, layer, slot, k, block);
   for (int head = 0; head < kv.kv_heads; ++head) {
     Bf16* keys = KeyOf(kv, layer, head, block);
     Bf16* values = ValueOf(kv, layer, head, block);
@@ -185,14 +187,15 @@ struct Softmax {
   alignas(32) float weights[kBlockTokens];  // of the present block's tokens
 };
 
-// Takes in the scores of a block of which the query sees `count` tokens. The other lanes hold anything, NaN
-// included: they never enter.
-inline void Advance(__m256 low, __m256 high, int count, float scale, Softmax& softmax) {
+// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold anything,
+// NaN included: they never enter.
+inline void Advance(__m256 low, __m256 high, int first, int count, float scale, Softmax& softmax) {
   float* weights = softmax.weights;
   _mm256_store_ps(weights, _mm256_mul_ps(low, _mm256_set1_ps(scale)));
   _mm256_store_ps(weights + 8, _mm256_mul_ps(high, _mm256_set1_ps(scale)));
   float largest = softmax.largest;
-  for (int t = 0; t < count; ++t) largest = std::max(largest, weights[t]);
+  for (int t = 0; t < first; ++t) weights[t] = -std::numeric_limits<float>::infinity();
+  for (int t = first; t < count; ++t) largest = std::max(largest, weights[t]);
   for (int t = count; t < kBlockTokens; ++t) weights[t] = -std::numeric_limits<float>::infinity();
   const __m256 shift = _mm256_set1_ps(largest);
   const __m256 p_low = Exp(_mm256_sub_ps(_mm256_load_ps(weights), shift));
@@ -236,12 +239,15 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
   const KvLayout& kv = cache.layout;
   const int dim = kv.head_dim;
   Softmax softmax[kQueries];
-  int tokens = 0;
+  int tokens = 0, first = queries[0].first;
   for (int i = 0; i < kQueries; ++i) {
     std::memset(queries[i].out, 0, std::size_t(dim) * sizeof(float));
     tokens = std::max(tokens, queries[i].tokens);
+    first = std::min(first, queries[i].first);
+    softmax[i].largest = queries[i].sink;
+    softmax[i].sum = queries[i].sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
   }
-  for (int begin = 0; begin < tokens; begin += kBlockTokens) {
+  for (int begin = first / kBlockTokens * kBlockTokens; begin < tokens; begin += kBlockTokens) {
     std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
     const Bf16* keys = KeyOf(kv, layer, kv_head, block);
     const Bf16* values = ValueOf(kv, layer, kv_head, block);
@@ -256,20 +262,22 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
         scores[i][1] = _mm256_fmadd_ps(query, high, scores[i][1]);
       }
     }
-    bool whole = true;  // every query sees the whole block, or as much of it as the first one
+    int counts[kQueries];  // of tokens up to the last one that the query sees; 0 = none here
+    bool whole = true;     // every query sees the whole block, or as much of it as the first one
     const int first_count = std::min(kBlockTokens, queries[0].tokens - begin);
     for (int i = 0; i < kQueries; ++i) {
       const int count = std::min(kBlockTokens, queries[i].tokens - begin);
-      whole &= count > 0 && count == first_count;
-      if (count > 0) Advance(scores[i][0], scores[i][1], count, scale, softmax[i]);
+      const int hidden = std::max(0, queries[i].first - begin);
+      counts[i] = hidden < count ? count : 0;
+      whole &= counts[i] > 0 && count == first_count;
+      if (counts[i] > 0) Advance(scores[i][0], scores[i][1], hidden, count, scale, softmax[i]);
     }
     if (whole) {
       AddValues<kQueries>(values, dim, first_count, softmax, queries);
       continue;
     }
     for (int i = 0; i < kQueries; ++i)
-      if (const int count = std::min(kBlockTokens, queries[i].tokens - begin); count > 0)
-        AddValues<1>(values, dim, count, softmax + i, queries + i);
+      if (counts[i] > 0) AddValues<1>(values, dim, counts[i], softmax + i, queries + i);
   }
   for (int i = 0; i < kQueries; ++i) {
     const float inverse = 1.0F / softmax[i].sum;
@@ -279,6 +287,8 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
 
 void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
             const Query* queries, int count, float scale) {
+  if (cache.layout.latent_values > 0)
+    return AttendLatent<Bf16>(cache, layer, block_table, queries, count, scale);
   int i = 0;
   for (; i + 4 <= count; i += 4) AttendTile<4>(cache, layer, kv_head, block_table, queries + i, scale);
   for (; i + 2 <= count; i += 2) AttendTile<2>(cache, layer, kv_head, block_table, queries + i, scale);

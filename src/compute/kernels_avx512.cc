@@ -8,6 +8,7 @@
 #include <cstring>
 #include <limits>
 
+#include "compute/attend_latent.h"
 #include "compute/kernel_tables.h"
 #include "compute/simd_avx512.h"
 
@@ -242,6 +243,7 @@ Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
+  if (kv.latent_values > 0) return StoreLatent<Bf16>(kv, layer, slot, k, block);
   for (int head = 0; head < kv.kv_heads; ++head) {
     Bf16* keys = KeyOf(kv, layer, head, block);
     const float* key = k + head * kv.head_dim;
@@ -258,10 +260,10 @@ struct Softmax {
   alignas(64) float weights[kBlockTokens];  // of the present block's tokens
 };
 
-// Takes in the scores of a block of which the query sees `count` tokens. The other lanes hold anything, NaN
-// included: they never enter.
-inline void Advance(__m512 scores, int count, float scale, Softmax& softmax) {
-  const __mmask16 valid = FirstLanes(count);
+// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold anything,
+// NaN included: they never enter.
+inline void Advance(__m512 scores, int first, int count, float scale, Softmax& softmax) {
+  const auto valid = static_cast<__mmask16>(FirstLanes(count) & ~FirstLanes(first));
   scores = _mm512_mul_ps(scores, _mm512_set1_ps(scale));
   const float largest = std::max(softmax.largest, _mm512_mask_reduce_max_ps(valid, scores));
   const __m512 p = _mm512_maskz_mov_ps(valid, Exp(_mm512_sub_ps(scores, _mm512_set1_ps(largest))));
@@ -297,13 +299,16 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
   const int dim = kv.head_dim;
   alignas(64) Bf16 in[kQueries][kMaxHeadDim];
   Softmax softmax[kQueries];
-  int tokens = 0;
+  int tokens = 0, first = queries[0].first;
   for (int i = 0; i < kQueries; ++i) {
     ToActivation(queries[i].q, dim, in[i]);
     std::memset(queries[i].out, 0, std::size_t(dim) * sizeof(float));
     tokens = std::max(tokens, queries[i].tokens);
+    first = std::min(first, queries[i].first);
+    softmax[i].largest = queries[i].sink;
+    softmax[i].sum = queries[i].sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
   }
-  for (int begin = 0; begin < tokens; begin += kBlockTokens) {
+  for (int begin = first / kBlockTokens * kBlockTokens; begin < tokens; begin += kBlockTokens) {
     std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
     const Bf16* keys = KeyOf(kv, layer, kv_head, block);
     const Bf16* values = ValueOf(kv, layer, kv_head, block);
@@ -317,20 +322,22 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
         scores[i] = _mm512_dpbf16_ps(scores[i], key, AsBf16(_mm512_set1_epi32(static_cast<int>(both))));
       }
     }
-    bool whole = true;  // every query sees the whole block, or as much of it as the first one
+    int counts[kQueries];  // of tokens up to the last one that the query sees; 0 = none here
+    bool whole = true;     // every query sees the whole block, or as much of it as the first one
     const int first_count = std::min(kBlockTokens, queries[0].tokens - begin);
     for (int i = 0; i < kQueries; ++i) {
       const int count = std::min(kBlockTokens, queries[i].tokens - begin);
-      whole &= count > 0 && count == first_count;
-      if (count > 0) Advance(scores[i], count, scale, softmax[i]);
+      const int hidden = std::max(0, queries[i].first - begin);
+      counts[i] = hidden < count ? count : 0;
+      whole &= counts[i] > 0 && count == first_count;
+      if (counts[i] > 0) Advance(scores[i], hidden, count, scale, softmax[i]);
     }
     if (whole) {
       AddValues<kQueries>(values, dim, first_count, softmax, queries);
       continue;
     }
     for (int i = 0; i < kQueries; ++i)
-      if (const int count = std::min(kBlockTokens, queries[i].tokens - begin); count > 0)
-        AddValues<1>(values, dim, count, softmax + i, queries + i);
+      if (counts[i] > 0) AddValues<1>(values, dim, counts[i], softmax + i, queries + i);
   }
   for (int i = 0; i < kQueries; ++i) {
     const float inverse = 1.0F / softmax[i].sum;
@@ -340,6 +347,8 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
 
 void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
             const Query* queries, int count, float scale) {
+  if (cache.layout.latent_values > 0)
+    return AttendLatent<Bf16>(cache, layer, block_table, queries, count, scale);
   int i = 0;
   for (; i + 8 <= count; i += 8) AttendTile<8>(cache, layer, kv_head, block_table, queries + i, scale);
   for (; i + 4 <= count; i += 4) AttendTile<4>(cache, layer, kv_head, block_table, queries + i, scale);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "compute/attend_latent.h"
 #include "compute/kernel_tables.h"
 
 namespace elasticmoe::compute {
@@ -70,6 +71,7 @@ float* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
+  if (kv.latent_values > 0) return StoreLatent<float>(kv, layer, slot, k, block);
   for (int head = 0; head < kv.kv_heads; ++head) {
     float* keys = KeyOf(kv, layer, head, block);
     float* values = ValueOf(kv, layer, head, block);
@@ -85,16 +87,17 @@ void AttendOne(const KvCache& cache, int layer, int kv_head, const std::uint32_t
   const KvLayout& kv = cache.layout;
   float* acc = query.out;
   for (int d = 0; d < kv.head_dim; ++d) acc[d] = 0;
-  float largest = -std::numeric_limits<float>::infinity();
-  float sum = 0;
-  for (int begin = 0; begin < query.tokens; begin += kBlockTokens) {
+  float largest = query.sink;
+  float sum = query.sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
+  for (int begin = query.first / kBlockTokens * kBlockTokens; begin < query.tokens; begin += kBlockTokens) {
     std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
     const float* keys = KeyOf(kv, layer, kv_head, block);
     const float* values = ValueOf(kv, layer, kv_head, block);
     const int count = std::min(kBlockTokens, query.tokens - begin);
     float scores[kBlockTokens];
     float block_largest = largest;
-    for (int t = 0; t < count; ++t) {
+    const int hidden = std::max(0, query.first - begin);
+    for (int t = hidden; t < count; ++t) {
       float score = 0;
       for (int d = 0; d < kv.head_dim; ++d) score += query.q[d] * keys[d * kBlockTokens + t];
       scores[t] = score * scale;
@@ -103,7 +106,7 @@ void AttendOne(const KvCache& cache, int layer, int kv_head, const std::uint32_t
     const float rescale = std::exp(largest - block_largest);
     sum *= rescale;
     for (int d = 0; d < kv.head_dim; ++d) acc[d] *= rescale;
-    for (int t = 0; t < count; ++t) {
+    for (int t = hidden; t < count; ++t) {
       const float p = std::exp(scores[t] - block_largest);
       sum += p;
       for (int d = 0; d < kv.head_dim; ++d) acc[d] += p * values[t * kv.head_dim + d];
@@ -115,6 +118,8 @@ void AttendOne(const KvCache& cache, int layer, int kv_head, const std::uint32_t
 
 void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
             const Query* queries, int count, float scale) {
+  if (cache.layout.latent_values > 0)
+    return AttendLatent<float>(cache, layer, block_table, queries, count, scale);
   for (int i = 0; i < count; ++i) AttendOne(cache, layer, kv_head, block_table, queries[i], scale);
 }
 

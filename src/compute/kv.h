@@ -1,6 +1,6 @@
 // Layout of the paged KV cache in memory: a block holds 16 tokens of all layers of one sequence, so a
 // handover moves one id a 16 tokens. How K and V lie inside a block is the kernels' business
-// (attention.h); its size is everyone's. Pure.
+// (kernels_*.cc); its size is everyone's. Pure.
 #pragma once
 
 #include <cstddef>
@@ -18,10 +18,13 @@ struct KvLayout {
   int kv_heads = 0;
   int head_dim = 0;
   int element_bytes = 2;  // 2 = bf16 (SIMD kernels), 4 = float32 (reference kernels)
+  // MLA: K and V are one row of head_dim values a token, the first so many of which are V; 0 = apart.
+  int latent_values = 0;
 
   static KvLayout Of(const core::ModelSpec& spec, int element_bytes);
   std::size_t HeadBytes() const { return std::size_t(head_dim) * kBlockTokens * element_bytes; }
-  std::size_t LayerBytes() const { return 2 * kv_heads * HeadBytes(); }  // K of all heads, then V
+  // K of all heads, then V.
+  std::size_t LayerBytes() const { return (latent_values > 0 ? 1 : 2) * kv_heads * HeadBytes(); }
   std::size_t BlockBytes() const { return layers * LayerBytes(); }
 };
 

@@ -23,10 +23,29 @@ PackedMatrix Matrix(const std::byte* blob, const TensorPlace& place) {
   return {reinterpret_cast<const Bf16*>(blob + place.offset), place.n_fused, place.k};
 }
 
+void BindLatent(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* blob, int layer,
+                LayerWeights& out) {
+  const core::AttentionSpec& a = spec.attention;
+  if (a.q_lora_rank > 0) {
+    out.q_up = Matrix(blob, layout.Place(Role::kQUp, layer));
+    out.q_down_norm = Floats(blob, layout.Place(Role::kQDownNorm, layer));
+  }
+  out.kv_down_norm = Floats(blob, layout.Place(Role::kKvDownNorm, layer));
+  const TensorPlace& up = layout.Place(Role::kKvUp, layer);
+  for (int head = 0; head < a.heads; ++head) {
+    const auto* keys = reinterpret_cast<const Bf16*>(blob + up.offset + head * up.HeadBytes());
+    const Bf16* values = keys + PackedBytes(a.kv_lora_rank, a.PlainDim()) / sizeof(Bf16);
+    out.key_up.push_back({keys, a.kv_lora_rank, a.PlainDim()});
+    out.value_up.push_back({values, a.value_dim, a.kv_lora_rank});
+  }
+}
+
 }  // namespace
 
 KvLayout KvLayout::Of(const core::ModelSpec& spec, int element_bytes) {
-  return {spec.LayerCount(), spec.attention.kv_heads, spec.attention.head_dim, element_bytes};
+  const core::AttentionSpec& a = spec.attention;
+  if (a.Latent()) return {spec.LayerCount(), 1, a.LatentDim(), element_bytes, a.kv_lora_rank};
+  return {spec.LayerCount(), a.kv_heads, a.head_dim, element_bytes};
 }
 
 std::size_t WeightLayout::Index(Role role, int layer) const {
@@ -53,28 +72,51 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
   matrix(Role::kEmbedding, -1, spec.vocab, spec.hidden);
   if (!spec.tied_head) matrix(Role::kLmHead, -1, spec.vocab, spec.hidden);
   vector(Role::kFinalNorm, -1, spec.hidden);
-  const int q = a.heads * a.head_dim;
-  const int kv = a.kv_heads * a.head_dim;
   for (int layer = 0; layer < spec.LayerCount(); ++layer) {
     vector(Role::kAttentionNorm, layer, spec.hidden);
+    // Several tensors side by side in one matrix, and their biases in one vector: rows from `begin` on.
     const std::size_t qkv = Take(at, PackedBytes(a.QkvRows(), spec.hidden));
-    places_[Index(Role::kQ, layer)] = {qkv, 0, q, a.QkvRows(), spec.hidden, true};
-    places_[Index(Role::kK, layer)] = {qkv, q, kv, a.QkvRows(), spec.hidden, true};
-    places_[Index(Role::kV, layer)] = {qkv, q + kv, kv, a.QkvRows(), spec.hidden, true};
-    if (a.qkv_bias) {
-      const std::size_t bias = Take(at, a.QkvRows() * sizeof(float));
-      places_[Index(Role::kQBias, layer)] = {bias, 0, q, a.QkvRows(), 1, false};
-      places_[Index(Role::kKBias, layer)] = {bias, q, kv, a.QkvRows(), 1, false};
-      places_[Index(Role::kVBias, layer)] = {bias, q + kv, kv, a.QkvRows(), 1, false};
+    const std::size_t bias = a.qkv_bias ? Take(at, a.QkvRows() * sizeof(float)) : 0;
+    const auto part = [&](Role role, Role bias_role, int begin, int n) {
+      places_[Index(role, layer)] = {qkv, begin, n, a.QkvRows(), spec.hidden, true};
+      if (a.qkv_bias) places_[Index(bias_role, layer)] = {bias, begin, n, a.QkvRows(), 1, false};
+    };
+    if (a.Latent()) {
+      part(a.q_lora_rank > 0 ? Role::kQDown : Role::kQ, Role::kQBias, 0, a.QRows());
+      part(Role::kKvDown, Role::kKBias, a.QRows(), a.LatentDim());
+      if (a.q_lora_rank > 0) {
+        vector(Role::kQDownNorm, layer, a.q_lora_rank);
+        matrix(Role::kQUp, layer, a.heads * a.head_dim, a.q_lora_rank);
+      }
+      vector(Role::kKvDownNorm, layer, a.kv_lora_rank);
+      const int n = a.heads * (a.PlainDim() + a.value_dim);
+      TensorPlace up{0, 0, n, n, a.kv_lora_rank, true, a.PlainDim(), a.value_dim};
+      up.offset = Take(at, a.heads * up.HeadBytes());
+      places_[Index(Role::kKvUp, layer)] = up;
+    } else {
+      const int kv = a.kv_heads * a.head_dim;
+      part(Role::kQ, Role::kQBias, 0, a.QRows());
+      part(Role::kK, Role::kKBias, a.QRows(), kv);
+      part(Role::kV, Role::kVBias, a.QRows() + kv, kv);
     }
-    if (a.qk_norm) {
-      vector(Role::kQNorm, layer, a.head_dim);
-      vector(Role::kKNorm, layer, a.head_dim);
+    if (a.qk_norm || a.qk_norm_whole) {
+      vector(Role::kQNorm, layer, a.head_dim * (a.qk_norm_whole ? a.heads : 1));
+      vector(Role::kKNorm, layer, a.head_dim * (a.qk_norm_whole ? a.kv_heads : 1));
     }
-    matrix(Role::kO, layer, spec.hidden, q);
+    matrix(Role::kO, layer, spec.hidden, a.heads * a.OutDim());
+    if (a.o_bias) vector(Role::kOBias, layer, spec.hidden);
+    if (a.sinks) vector(Role::kSinks, layer, a.heads);
     vector(Role::kMlpNorm, layer, spec.hidden);
     if (spec.layers[layer].moe) {
+      const int shared = spec.moe.shared_width;
       vector(Role::kRouter, layer, spec.moe.experts, spec.hidden);
+      if (spec.moe.correction) vector(Role::kRouterCorrection, layer, spec.moe.experts);
+      if (shared > 0) {
+        matrix(Role::kSharedGate, layer, shared, spec.hidden);
+        matrix(Role::kSharedUp, layer, shared, spec.hidden);
+        matrix(Role::kSharedDown, layer, spec.hidden, shared);
+        if (spec.moe.shared_gate) vector(Role::kSharedMix, layer, 1, spec.hidden);
+      }
     } else {
       matrix(Role::kDenseGate, layer, spec.layers[layer].dense_width, spec.hidden);
       matrix(Role::kDenseUp, layer, spec.layers[layer].dense_width, spec.hidden);
@@ -92,7 +134,21 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
 }
 
 void PackTensor(const TensorPlace& place, const void* source, DType type, std::byte* blob) {
-  if (place.packed) {
+  if (place.head_keys > 0) {
+    const int head_rows = place.head_keys + place.head_values;
+    const std::size_t row_bytes = std::size_t(place.k) * BytesOf(type);
+    for (int i = 0; i < place.n; ++i) {
+      const int head = (place.row_begin + i) / head_rows, row = (place.row_begin + i) % head_rows;
+      auto* keys = reinterpret_cast<Bf16*>(blob + place.offset + head * place.HeadBytes());
+      const void* from = static_cast<const std::byte*>(source) + i * row_bytes;
+      if (row < place.head_keys) {
+        PackColumn(from, type, row, place.k, place.head_keys, keys);
+      } else {
+        PackRows(from, type, row - place.head_keys, 1, place.k,
+                 keys + PackedBytes(place.k, place.head_keys) / sizeof(Bf16));
+      }
+    }
+  } else if (place.packed) {
     PackRows(source, type, place.row_begin, place.n, place.k, reinterpret_cast<Bf16*>(blob + place.offset));
   } else {
     ConvertToFloat(source, type, std::size_t(place.n) * place.k,
@@ -108,16 +164,26 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
   for (int i = 0; i < spec.LayerCount(); ++i) {
     LayerWeights layer;
     layer.attention_norm = Floats(blob, layout.Place(Role::kAttentionNorm, i));
-    layer.qkv = Matrix(blob, layout.Place(Role::kQ, i));
-    if (spec.attention.qkv_bias) layer.qkv_bias = Floats(blob, layout.Place(Role::kQBias, i));
-    if (spec.attention.qk_norm) {
+    const core::AttentionSpec& a = spec.attention;
+    layer.qkv = Matrix(blob, layout.Place(a.q_lora_rank > 0 ? Role::kQDown : Role::kQ, i));
+    if (a.qkv_bias) layer.qkv_bias = Floats(blob, layout.Place(Role::kQBias, i));
+    if (a.Latent()) BindLatent(spec, layout, blob, i, layer);
+    if (a.qk_norm || a.qk_norm_whole) {
       layer.q_norm = Floats(blob, layout.Place(Role::kQNorm, i));
       layer.k_norm = Floats(blob, layout.Place(Role::kKNorm, i));
     }
     layer.o = Matrix(blob, layout.Place(Role::kO, i));
+    if (a.o_bias) layer.o_bias = Floats(blob, layout.Place(Role::kOBias, i));
+    if (a.sinks) layer.sinks = Floats(blob, layout.Place(Role::kSinks, i));
     layer.mlp_norm = Floats(blob, layout.Place(Role::kMlpNorm, i));
     if (spec.layers[i].moe) {
       layer.router = Floats(blob, layout.Place(Role::kRouter, i));
+      if (spec.moe.correction) layer.correction = Floats(blob, layout.Place(Role::kRouterCorrection, i));
+      if (spec.moe.shared_width > 0)
+        layer.dense = {Matrix(blob, layout.Place(Role::kSharedGate, i)),
+                       Matrix(blob, layout.Place(Role::kSharedUp, i)),
+                       Matrix(blob, layout.Place(Role::kSharedDown, i))};
+      if (spec.moe.shared_gate) layer.shared_mix = Floats(blob, layout.Place(Role::kSharedMix, i));
     } else {
       layer.dense = {Matrix(blob, layout.Place(Role::kDenseGate, i)),
                      Matrix(blob, layout.Place(Role::kDenseUp, i)),

@@ -17,6 +17,18 @@ T LoadAt(const void* source, std::size_t index) {
   return value;
 }
 
+Bf16 LoadBf16(const void* source, DType type, std::size_t index) {
+  switch (type) {
+    case DType::kBf16:
+      return LoadAt<Bf16>(source, index);
+    case DType::kF16:
+      return ToBf16(HalfToFloat(LoadAt<std::uint16_t>(source, index)));
+    case DType::kF32:
+      return ToBf16(LoadAt<float>(source, index));
+  }
+  return 0;
+}
+
 // One row: pairs of inputs go to every kPanel-th pair of `out`.
 template <class T, class Convert>
 void PackRow(const std::byte* in, int k, Convert convert, Bf16* out) {
@@ -56,6 +68,13 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
         break;
     }
   }
+}
+
+void PackColumn(const void* source, DType type, int column, int n, int k, Bf16* packed) {
+  const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
+  for (int i = 0; i < n; ++i)
+    packed[((i / kPanel) * pairs + column / 2) * kPanel * 2 + (i % kPanel) * 2 + column % 2] =
+        LoadBf16(source, type, i);
 }
 
 void ConvertToFloat(const void* source, DType type, std::size_t count, float* out) {

@@ -3,15 +3,22 @@
 #include <array>
 
 #include "model/config_reader.h"
+#include "model/families/deepseek.h"
+#include "model/families/dense.h"
+#include "model/families/glm4_moe.h"
 #include "model/families/mixtral.h"
+#include "model/families/olmoe.h"
+#include "model/families/qwen2_moe.h"
 #include "model/families/qwen3_moe.h"
 
 namespace elasticmoe::model {
 namespace {
 
 // The registry: one line a family.
-const std::array<const Family*, 2>& Families() {
-  static const std::array<const Family*, 2> families = {&Qwen3Moe(), &Mixtral()};
+const auto& Families() {
+  static const std::array families = {&Qwen3Moe(),   &Mixtral(),    &Qwen2Moe(), &Olmoe(),
+                                      &DeepseekV2(), &DeepseekV3(), &Glm4Moe(),  &Qwen3(),
+                                      &Qwen2(),      &Llama(),      &Mistral()};
   return families;
 }
 

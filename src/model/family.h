@@ -28,8 +28,21 @@ enum class TensorRole {
   kQNorm,
   kKNorm,
   kO,
+  kOBias,
+  kSinks,
+  kQDown,      // MLA: hidden -> q_lora_rank
+  kQDownNorm,  // [q_lora_rank]
+  kQUp,        // q_lora_rank -> q of all heads
+  kKvDown,     // hidden -> latent and rotated key
+  kKvDownNorm,
+  kKvUp,  // latent -> for each head its plain k, then its v
   kMlpNorm,
   kRouter,
+  kRouterCorrection,
+  kSharedGate,
+  kSharedUp,
+  kSharedDown,
+  kSharedMix,  // [1, hidden]: gate of the shared expert's output
   kDenseGate,
   kDenseUp,
   kDenseDown,

@@ -33,17 +33,22 @@ WeightLaw LawOf(const TensorName& tensor, const core::ModelSpec& spec) {
     case TensorRole::kMlpNorm:
     case TensorRole::kQNorm:
     case TensorRole::kKNorm:
+    case TensorRole::kQDownNorm:
+    case TensorRole::kKvDownNorm:
       return {1.0, 0.05};
     case TensorRole::kQBias:
     case TensorRole::kKBias:
     case TensorRole::kVBias:
+    case TensorRole::kOBias:
+    case TensorRole::kSinks:
+    case TensorRole::kRouterCorrection:
       return {0.0, 0.02};
     default:
       break;
   }
   const double unit = 1.0 / std::sqrt(static_cast<double>(tensor.shape.back()));  // shape [outputs, inputs]
   const bool residual = tensor.role == TensorRole::kO || tensor.role == TensorRole::kDenseDown ||
-                        tensor.role == TensorRole::kExpertDown;
+                        tensor.role == TensorRole::kSharedDown || tensor.role == TensorRole::kExpertDown;
   return {0.0, residual ? unit / std::sqrt(2.0 * spec.LayerCount()) : unit};
 }
 

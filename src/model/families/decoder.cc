@@ -1,30 +1,95 @@
 #include "model/families/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace elasticmoe::model {
 namespace {
 
-// "rope_scaling" (with rope_theta beside it) or, in newer configs, "rope_parameters" (with rope_theta
-// inside).
-Status ReadRope(const ConfigReader& config, core::AttentionSpec& attention) {
-  EM_ASSIGN_OR_RETURN(attention.rope_theta, config.Number("rope_theta", 1.0, 1e12, 10000.0));
-  for (const char* key : {"rope_scaling", "rope_parameters"}) {
-    const Json* rope = config.Find(key);
-    if (!rope) continue;
-    if (!rope->is_object())
-      return Fail(ErrorCode::kInvalidArgument, "{}={} (expected an object or null)", key, Shown(*rope));
-    const ConfigReader reader(*rope);
-    for (const char* type : {"rope_type", "type"})
-      if (auto status = reader.Only(type, "default"); !status) return Within(key, std::move(status.error()));
-    if (!reader.Find("rope_type") && !reader.Find("type") && reader.Find("factor"))
-      return Fail(ErrorCode::kUnimplemented, "{}={} (supported: null or rope_type \"default\")", key,
-                  Shown(*rope));
-    auto theta = reader.Number("rope_theta", 1.0, 1e12, attention.rope_theta);
-    if (!theta) return Within(key, std::move(theta.error()));
-    attention.rope_theta = *theta;
+constexpr char kRopeTypes[] = "default, linear, yarn, llama3";
+
+double YarnScale(double factor, double mscale) {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+Status ReadYarn(const ConfigReader& reader, core::ModelSpec& spec) {
+  core::RopeSpec& rope = spec.attention.rope;
+  EM_ASSIGN_OR_RETURN(rope.beta_fast, reader.Number("beta_fast", 1e-3, 1e6, 32.0));
+  EM_ASSIGN_OR_RETURN(rope.beta_slow, reader.Number("beta_slow", 1e-3, 1e6, 1.0));
+  EM_ASSIGN_OR_RETURN(rope.truncate, reader.Bool("truncate", true));
+  // DeepSeek's code has defaults of its own; transformers' takes both values or neither.
+  const bool latent = spec.attention.Latent();
+  EM_ASSIGN_OR_RETURN(const double mscale, reader.Number("mscale", 0.0, 100.0, latent ? 1.0 : 0.0));
+  EM_ASSIGN_OR_RETURN(rope.mscale_all_dim, reader.Number("mscale_all_dim", 0.0, 100.0, 0.0));
+  double amplitude = YarnScale(rope.factor, 1.0);
+  if (latent || (mscale != 0.0 && rope.mscale_all_dim != 0.0))
+    amplitude = YarnScale(rope.factor, mscale) / YarnScale(rope.factor, rope.mscale_all_dim);
+  EM_ASSIGN_OR_RETURN(rope.amplitude, reader.Number("attention_factor", 1e-6, 1e6, amplitude));
+  if (latent && rope.mscale_all_dim != 0.0) {
+    const double correction = YarnScale(rope.factor, rope.mscale_all_dim);
+    spec.attention.scale = static_cast<float>(spec.attention.scale * correction * correction);
   }
-  return config.Only("partial_rotary_factor", 1.0);
+  return {};
+}
+
+Status ReadScaling(const ConfigReader& reader, core::ModelSpec& spec) {
+  core::RopeSpec& rope = spec.attention.rope;
+  EM_ASSIGN_OR_RETURN(spec.attention.rope_theta,
+                      reader.Number("rope_theta", 1.0, 1e12, spec.attention.rope_theta));
+  const char* key = reader.Find("rope_type") ? "rope_type" : "type";
+  const Json* type = reader.Find(key);
+  if (!type && reader.Find("factor"))
+    return Fail(ErrorCode::kUnimplemented, "factor={} without rope_type (expected one of {})",
+                Shown(*reader.Find("factor")), kRopeTypes);
+  if (!type || *type == "default") return {};
+  using Scaling = core::RopeSpec::Scaling;
+  if (*type != "linear" && *type != "yarn" && *type != "llama3")
+    return Fail(ErrorCode::kUnimplemented, "{}={} (supported: {})", key, Shown(*type), kRopeTypes);
+  if (!reader.Find("factor"))
+    return Fail(ErrorCode::kInvalidArgument, "factor is missing (expected a number from 1)");
+  EM_ASSIGN_OR_RETURN(rope.factor, reader.Number("factor", 1.0, 1e6, 1.0));
+  if (*type == "linear") {
+    rope.scaling = Scaling::kLinear;
+    return {};
+  }
+  if (spec.attention.rope_theta <= 1.0)
+    return Fail(ErrorCode::kInvalidArgument, "rope_theta={} (expected more than 1)", spec.attention.rope_theta);
+  EM_ASSIGN_OR_RETURN(rope.original_positions, reader.Int("original_max_position_embeddings", 1, kMaxPositions,
+                                                          spec.max_positions));
+  if (*type == "yarn") {
+    rope.scaling = Scaling::kYarn;
+    return ReadYarn(reader, spec);
+  }
+  rope.scaling = Scaling::kLlama3;
+  EM_ASSIGN_OR_RETURN(rope.low_frequency, reader.Number("low_freq_factor", 1e-3, 1e6, 1.0));
+  EM_ASSIGN_OR_RETURN(rope.high_frequency, reader.Number("high_freq_factor", 1e-3, 1e6, 4.0));
+  if (rope.high_frequency <= rope.low_frequency)
+    return Fail(ErrorCode::kInvalidArgument, "high_freq_factor={} (expected more than low_freq_factor={})",
+                rope.high_frequency, rope.low_frequency);
+  return {};
+}
+
+Json ScalingConfig(const core::RopeSpec& rope) {
+  using Scaling = core::RopeSpec::Scaling;
+  if (rope.scaling == Scaling::kNone) return nullptr;
+  Json config;
+  config["factor"] = rope.factor;
+  config["rope_type"] = "linear";
+  if (rope.scaling == Scaling::kLinear) return config;
+  config["original_max_position_embeddings"] = rope.original_positions;
+  if (rope.scaling == Scaling::kLlama3) {
+    config["rope_type"] = "llama3";
+    config["low_freq_factor"] = rope.low_frequency;
+    config["high_freq_factor"] = rope.high_frequency;
+    return config;
+  }
+  config["rope_type"] = "yarn";
+  config["beta_fast"] = rope.beta_fast;
+  config["beta_slow"] = rope.beta_slow;
+  config["truncate"] = rope.truncate;
+  config["attention_factor"] = rope.amplitude;
+  config["mscale_all_dim"] = rope.mscale_all_dim;
+  return config;
 }
 
 Status ReadAttention(const ConfigReader& config, core::ModelSpec& spec) {
@@ -46,12 +111,30 @@ Status ReadAttention(const ConfigReader& config, core::ModelSpec& spec) {
                 attention.head_dim, kMaxHeadDim);
   EM_ASSIGN_OR_RETURN(attention.qkv_bias, config.Bool("attention_bias", false));
   attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
-  return ReadRope(config, attention);
+  return ReadRope(config, spec);
 }
 
 }  // namespace
 
+Status ReadRope(const ConfigReader& config, core::ModelSpec& spec) {
+  EM_ASSIGN_OR_RETURN(spec.attention.rope_theta, config.Number("rope_theta", 1.0, 1e12, 10000.0));
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    const Json* rope = config.Find(key);
+    if (!rope) continue;
+    if (!rope->is_object())
+      return Fail(ErrorCode::kInvalidArgument, "{}={} (expected an object or null)", key, Shown(*rope));
+    if (auto status = ReadScaling(ConfigReader(*rope), spec); !status)
+      return Within(key, std::move(status.error()));
+  }
+  return {};
+}
+
 Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec) {
+  EM_RETURN_IF_ERROR(ReadModel(config, spec));
+  return ReadAttention(config, spec);
+}
+
+Status ReadModel(const ConfigReader& config, core::ModelSpec& spec) {
   EM_RETURN_IF_ERROR(config.Only("hidden_act", "silu"));
   EM_ASSIGN_OR_RETURN(spec.vocab, config.Int("vocab_size", 1, kMaxVocab));
   EM_ASSIGN_OR_RETURN(spec.hidden, config.Int("hidden_size", 1, kMaxHidden));
@@ -59,13 +142,7 @@ Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec) {
   EM_ASSIGN_OR_RETURN(const double rms_eps, config.Number("rms_norm_eps", 1e-12, 1.0, 1e-6));
   spec.rms_eps = static_cast<float>(rms_eps);
   EM_ASSIGN_OR_RETURN(spec.tied_head, config.Bool("tie_word_embeddings", false));
-  EM_RETURN_IF_ERROR(ReadAttention(config, spec));
   EM_ASSIGN_OR_RETURN(spec.eos_ids, config.Ints("eos_token_id", 0, spec.vocab - 1));
-  if (const Json* types = config.Find("layer_types"); types && types->is_array())
-    for (const Json& type : *types)
-      if (type != "full_attention")
-        return Fail(ErrorCode::kUnimplemented, "layer_types holds {} (supported: \"full_attention\")",
-                    Shown(type));
   EM_ASSIGN_OR_RETURN(const int layers, config.Int("num_hidden_layers", 1, kMaxLayers));
   spec.layers.assign(static_cast<std::size_t>(layers), core::LayerSpec{});
   return {};
@@ -77,6 +154,103 @@ Status ReadExperts(const ConfigReader& config, const char* experts_key, core::Mo
     return Fail(ErrorCode::kInvalidArgument, "{}={} times num_hidden_layers={} (limit={})", experts_key,
                 spec.moe.experts, spec.LayerCount(), kMaxLayerExperts);
   EM_ASSIGN_OR_RETURN(spec.moe.top_k, config.Int("num_experts_per_tok", 1, spec.moe.experts));
+  return {};
+}
+
+Status ReadWindows(const ConfigReader& config, int first_layer, core::ModelSpec& spec) {
+  const Json* types = config.Find("layer_types");
+  if (types && (!types->is_array() || static_cast<int>(types->size()) != spec.LayerCount()))
+    return Fail(ErrorCode::kInvalidArgument, "layer_types={} (expected a list of num_hidden_layers={})",
+                Shown(*types), spec.LayerCount());
+  EM_ASSIGN_OR_RETURN(int window, config.Int("sliding_window", 1, INT32_MAX, 0));
+  if (window >= spec.max_positions) window = 0;  // hides nothing
+  for (int layer = 0; layer < spec.LayerCount(); ++layer) {
+    bool sliding = layer >= first_layer;
+    if (types) {
+      const Json& type = (*types)[layer];
+      if (type != "full_attention" && type != "sliding_attention")
+        return Fail(ErrorCode::kUnimplemented,
+                    "layer_types holds {} (supported: \"full_attention\", \"sliding_attention\")",
+                    Shown(type));
+      sliding = type == "sliding_attention";
+      if (sliding && !config.Find("sliding_window"))
+        return Fail(ErrorCode::kInvalidArgument, "sliding_window is missing (layer_types asks for it)");
+    }
+    spec.layers[layer].window = sliding ? window : 0;
+  }
+  return {};
+}
+
+Status OnlyFullAttention(const ConfigReader& config) {
+  const Json* types = config.Find("layer_types");
+  if (!types || !types->is_array()) return {};
+  for (const Json& type : *types)
+    if (type != "full_attention")
+      return Fail(ErrorCode::kUnimplemented, "layer_types holds {} (supported: \"full_attention\")",
+                  Shown(type));
+  return {};
+}
+
+void WriteWindows(const core::ModelSpec& spec, Json& config) {
+  config["use_sliding_window"] = false;
+  config["sliding_window"] = nullptr;
+  if (std::ranges::all_of(spec.layers, [](const auto& layer) { return layer.window == 0; })) return;
+  Json types = Json::array();
+  for (const core::LayerSpec& layer : spec.layers) {
+    types.push_back(layer.window > 0 ? "sliding_attention" : "full_attention");
+    if (layer.window > 0) config["sliding_window"] = layer.window;
+  }
+  config["use_sliding_window"] = true;
+  config["layer_types"] = std::move(types);
+}
+
+Status ReadSparseLayers(const ConfigReader& config, core::ModelSpec& spec) {
+  EM_ASSIGN_OR_RETURN(const int step, config.Int("decoder_sparse_step", 1, kMaxLayers, 1));
+  EM_ASSIGN_OR_RETURN(const std::vector<int> only, config.Ints("mlp_only_layers", 0, INT32_MAX));
+  std::vector<bool> listed(spec.layers.size(), false);
+  for (const int layer : only)
+    if (layer < spec.LayerCount()) listed[layer] = true;  // others have no effect, as in the original
+  for (int layer = 0; layer < spec.LayerCount(); ++layer)
+    spec.layers[layer].moe = !listed[layer] && (layer + 1) % step == 0;
+  if (std::ranges::none_of(spec.layers, &core::LayerSpec::moe))
+    return Fail(
+        ErrorCode::kUnimplemented,
+        "decoder_sparse_step={} and mlp_only_layers leave no layer with experts (supported: at least one)", step);
+  return ReadDenseWidth(config, spec);
+}
+
+Status ReadDenseWidth(const ConfigReader& config, core::ModelSpec& spec) {
+  if (std::ranges::all_of(spec.layers, &core::LayerSpec::moe)) return {};
+  EM_ASSIGN_OR_RETURN(const int width, config.Int("intermediate_size", 1, kMaxWidth));
+  for (core::LayerSpec& layer : spec.layers)
+    if (!layer.moe) layer.dense_width = width;
+  return {};
+}
+
+void WriteSparseLayers(const core::ModelSpec& spec, Json& config) {
+  config["decoder_sparse_step"] = 1;
+  Json dense = Json::array();
+  for (int layer = 0; layer < spec.LayerCount(); ++layer) {
+    if (spec.layers[layer].moe) continue;
+    dense.push_back(layer);
+    config["intermediate_size"] = spec.layers[layer].dense_width;
+  }
+  config["mlp_only_layers"] = std::move(dense);
+}
+
+Status ReadGroups(const ConfigReader& config, core::MoeSpec& moe) {
+  EM_ASSIGN_OR_RETURN(moe.groups, config.Int("n_group", 1, kMaxExperts, 1));
+  EM_ASSIGN_OR_RETURN(moe.chosen_groups, config.Int("topk_group", 1, kMaxExperts, 1));
+  if (moe.experts % moe.groups != 0)
+    return Fail(ErrorCode::kInvalidArgument, "n_group={} (expected a divisor of the {} experts)", moe.groups,
+                moe.experts);
+  if (moe.chosen_groups > moe.groups)
+    return Fail(ErrorCode::kInvalidArgument, "topk_group={} (expected at most n_group={})", moe.chosen_groups,
+                moe.groups);
+  if (moe.top_k > moe.experts / moe.groups * moe.chosen_groups)
+    return Fail(ErrorCode::kInvalidArgument,
+                "num_experts_per_tok={} (expected at most the {} experts of topk_group={} groups)", moe.top_k,
+                moe.experts / moe.groups * moe.chosen_groups, moe.chosen_groups);
   return {};
 }
 
@@ -95,7 +269,7 @@ Json DecoderConfig(const core::ModelSpec& spec) {
   // A decimal of six digits reads back as the same float and looks as it was written.
   config["rms_norm_eps"] = std::stod(fmt::format("{:.6g}", spec.rms_eps));
   config["rope_theta"] = spec.attention.rope_theta;
-  config["rope_scaling"] = nullptr;
+  config["rope_scaling"] = ScalingConfig(spec.attention.rope);
   config["tie_word_embeddings"] = spec.tied_head;
   config["torch_dtype"] = "bfloat16";
   config["bos_token_id"] = nullptr;
@@ -126,6 +300,28 @@ void AddAttentionTensors(const core::ModelSpec& spec, int layer, std::vector<Ten
     out.push_back({role, layer, -1, prefix + name, std::move(shape)});
   };
   add(TensorRole::kAttentionNorm, "input_layernorm.weight", {hidden});
+  add(TensorRole::kMlpNorm, "post_attention_layernorm.weight", {hidden});
+  add(TensorRole::kO, "self_attn.o_proj.weight",
+      {hidden, std::int64_t{attention.heads} * attention.OutDim()});
+  if (attention.o_bias) add(TensorRole::kOBias, "self_attn.o_proj.bias", {hidden});
+  if (attention.Latent()) {
+    const std::int64_t latent = attention.kv_lora_rank;
+    if (const std::int64_t rank = attention.q_lora_rank; rank > 0) {
+      add(TensorRole::kQDown, "self_attn.q_a_proj.weight", {rank, hidden});
+      if (attention.qkv_bias) add(TensorRole::kQBias, "self_attn.q_a_proj.bias", {rank});
+      add(TensorRole::kQDownNorm, "self_attn.q_a_layernorm.weight", {rank});
+      add(TensorRole::kQUp, "self_attn.q_b_proj.weight", {q, rank});
+    } else {
+      add(TensorRole::kQ, "self_attn.q_proj.weight", {q, hidden});
+    }
+    const std::int64_t down = attention.LatentDim();
+    add(TensorRole::kKvDown, "self_attn.kv_a_proj_with_mqa.weight", {down, hidden});
+    if (attention.qkv_bias) add(TensorRole::kKBias, "self_attn.kv_a_proj_with_mqa.bias", {down});
+    add(TensorRole::kKvDownNorm, "self_attn.kv_a_layernorm.weight", {latent});
+    add(TensorRole::kKvUp, "self_attn.kv_b_proj.weight",
+        {std::int64_t{attention.heads} * (attention.PlainDim() + attention.value_dim), latent});
+    return;
+  }
   add(TensorRole::kQ, "self_attn.q_proj.weight", {q, hidden});
   add(TensorRole::kK, "self_attn.k_proj.weight", {kv, hidden});
   add(TensorRole::kV, "self_attn.v_proj.weight", {kv, hidden});
@@ -134,12 +330,44 @@ void AddAttentionTensors(const core::ModelSpec& spec, int layer, std::vector<Ten
     add(TensorRole::kKBias, "self_attn.k_proj.bias", {kv});
     add(TensorRole::kVBias, "self_attn.v_proj.bias", {kv});
   }
-  if (attention.qk_norm) {
-    add(TensorRole::kQNorm, "self_attn.q_norm.weight", {attention.head_dim});
-    add(TensorRole::kKNorm, "self_attn.k_norm.weight", {attention.head_dim});
+  if (attention.qk_norm || attention.qk_norm_whole) {
+    const bool whole = attention.qk_norm_whole;
+    add(TensorRole::kQNorm, "self_attn.q_norm.weight", {whole ? q : attention.head_dim});
+    add(TensorRole::kKNorm, "self_attn.k_norm.weight", {whole ? kv : attention.head_dim});
   }
-  add(TensorRole::kO, "self_attn.o_proj.weight", {hidden, q});
-  add(TensorRole::kMlpNorm, "post_attention_layernorm.weight", {hidden});
+}
+
+void AddMlpTensors(const core::ModelSpec& spec, int layer, const char* shared, std::vector<TensorName>& out) {
+  using enum TensorRole;
+  const std::string prefix = LayerPrefix(layer) + "mlp.";
+  const auto add = [&](TensorRole gate, TensorRole up, TensorRole down, int expert, const std::string& at,
+                       std::int64_t width) {
+    out.push_back({gate, layer, expert, at + "gate_proj.weight", {width, spec.hidden}});
+    out.push_back({up, layer, expert, at + "up_proj.weight", {width, spec.hidden}});
+    out.push_back({down, layer, expert, at + "down_proj.weight", {spec.hidden, width}});
+  };
+  if (!spec.layers[layer].moe)
+    return add(kDenseGate, kDenseUp, kDenseDown, -1, prefix, spec.layers[layer].dense_width);
+  const core::MoeSpec& moe = spec.moe;
+  out.push_back({kRouter, layer, -1, prefix + "gate.weight", {moe.experts, spec.hidden}});
+  if (moe.correction)
+    out.push_back({kRouterCorrection, layer, -1, prefix + "gate.e_score_correction_bias", {moe.experts}});
+  for (int e = 0; e < moe.experts; ++e)
+    add(kExpertGate, kExpertUp, kExpertDown, e, fmt::format("{}experts.{}.", prefix, e), moe.expert_width);
+  if (moe.shared_width == 0) return;
+  add(kSharedGate, kSharedUp, kSharedDown, -1, prefix + shared + ".", moe.shared_width);
+  if (moe.shared_gate)
+    out.push_back({kSharedMix, layer, -1, prefix + shared + "_gate.weight", {1, spec.hidden}});
+}
+
+std::vector<TensorName> DecoderTensors(const core::ModelSpec& spec, const char* shared) {
+  std::vector<TensorName> out;
+  AddGlobalTensors(spec, out);
+  for (int layer = 0; layer < spec.LayerCount(); ++layer) {
+    AddAttentionTensors(spec, layer, out);
+    AddMlpTensors(spec, layer, shared, out);
+  }
+  return out;
 }
 
 }  // namespace elasticmoe::model

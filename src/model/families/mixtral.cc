@@ -15,12 +15,8 @@ class MixtralFamily final : public Family {
     core::ModelSpec spec;
     spec.family = ModelType();
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
-    // A window as long as the context hides nothing.
-    EM_ASSIGN_OR_RETURN(const int window, config.Int("sliding_window", 1, INT32_MAX, INT32_MAX));
-    if (window < spec.max_positions)
-      return Fail(ErrorCode::kUnimplemented,
-                  "sliding_window={} (supported: null, or >= max_position_embeddings={})", window,
-                  spec.max_positions);
+    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(ReadWindows(config, 0, spec));
     EM_RETURN_IF_ERROR(ReadExperts(config, "num_local_experts", spec));
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("intermediate_size", 1, kMaxWidth));
     spec.moe.renormalize = true;
@@ -50,7 +46,7 @@ class MixtralFamily final : public Family {
   Json Config(const core::ModelSpec& spec) const override {
     Json config = DecoderConfig(spec);
     config["architectures"] = {"MixtralForCausalLM"};
-    config["sliding_window"] = nullptr;
+    WriteWindows(spec, config);
     config["num_local_experts"] = spec.moe.experts;
     config["num_experts_per_tok"] = spec.moe.top_k;
     config["intermediate_size"] = spec.moe.expert_width;
