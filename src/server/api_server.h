@@ -24,7 +24,7 @@ struct ServerOptions {
   std::string version = "0";
   std::vector<std::string> api_keys;  // empty = open. Guards /v1 and added routes, as vLLM does
   GenerationDefaults defaults;
-  OutputFormat output;  // how the model writes reasoning and tool calls in chats
+  OutputFormat output;                   // how the model writes reasoning and tool calls in chats
   int max_streams = 1024;                // generations at a time, whole or streamed; 429 beyond
   int max_choices = 256;                 // prompts x n of one request
   std::size_t offload_bytes = 32 << 10;  // larger bodies are parsed and encoded on a helper thread

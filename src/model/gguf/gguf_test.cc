@@ -356,6 +356,11 @@ TEST(GgufModelsOnDisk, PartsAreReadAsOneAndAMissingOneIsNamed) {
   part(1, 3, 5);
   EXPECT_THAT(OpenGguf(directory / "m-00001-of-00003.gguf").error().message,
               HasSubstr("split.tensors.count=5"));
+  part(1, 3, 3);
+  std::filesystem::copy_file(directory / "m-00002-of-00003.gguf", directory / "m-00003-of-00003.gguf",
+                             std::filesystem::copy_options::overwrite_existing);
+  EXPECT_THAT(OpenGguf(directory / "m-00001-of-00003.gguf").error().message,
+              AllOf(HasSubstr("m-00003-of-00003.gguf"), HasSubstr("\"t2\" is in two parts")));
   std::filesystem::remove(directory / "m-00002-of-00003.gguf");
   const auto missing = OpenGguf(directory / "m-00001-of-00003.gguf");
   EXPECT_EQ(missing.error().code, ErrorCode::kNotFound);
