@@ -94,8 +94,8 @@ class Forward {
   // values [rows, stride], the first `count` of each row -> activations_ [rows, count]
   void ToActivations(const float* values, int stride, int count);
 
-  // Multi-head latent attention, qkv_ -> attended_ (forward_latent.cc). A head's keys are never made: q is taken
-  // to where the latents are, and what it gathers there is taken to the head's values.
+  // Multi-head latent attention, qkv_ -> attended_ (forward_latent.cc). A head's keys are never made: q is
+  // taken to where the latents are, and what it gathers there is taken to the head's values.
   void LatentAttention(int layer, const LayerWeights& w, const KvCache& kv);
   void PrepareLatents(int layer, const LayerWeights& w, const KvCache& kv);
   float* PlainQ(int row);  // [heads, head_dim] of a row

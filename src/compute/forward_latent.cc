@@ -1,6 +1,6 @@
 // Multi-head latent attention in absorbed form (DeepSeek-V2, arXiv 2405.04434 section 2.1): with k = Wk c and
-// v = Wv c of a token's latent c, q . k = (Wk^T q) . c and the output is Wv (sum of p c). So the cache holds c
-// and the one rotated key alone, and a step reads them once for all heads.
+// v = Wv c of a token's latent c, q . k = (Wk^T q) . c and the output is Wv (sum of p c). So the cache holds
+// c and the one rotated key alone, and a step reads them once for all heads.
 #include <algorithm>
 
 #include "compute/forward.h"

@@ -29,6 +29,36 @@ core::ModelSpec MixedSpec() {
   return spec;
 }
 
+// Latent attention of sizes that fill no register, grouped routing, a shared expert.
+core::ModelSpec LatentSpec() {
+  core::ModelSpec spec = MixedSpec();
+  spec.attention = {.heads = 19, .kv_heads = 19, .head_dim = 18, .rope_theta = 1e4, .scale = 0.2F};
+  spec.attention.rope = {.dim = 6, .interleaved = true};
+  spec.attention.q_lora_rank = 21;
+  spec.attention.kv_lora_rank = 37;
+  spec.attention.value_dim = 11;
+  spec.moe = {.experts = 12, .top_k = 3, .expert_width = 45, .renormalize = true};
+  spec.moe.scores = core::MoeSpec::Scores::kSigmoid;
+  spec.moe.correction = true;
+  spec.moe.groups = 4;
+  spec.moe.chosen_groups = 2;
+  spec.moe.group_score = core::MoeSpec::GroupScore::kTopTwoSum;
+  spec.moe.scaling = 2.5F;
+  spec.moe.shared_width = 29;
+  spec.moe.shared_gate = true;
+  return spec;
+}
+
+// Windows that begin inside of blocks and skip some, and sinks.
+core::ModelSpec WindowSpec() {
+  core::ModelSpec spec = MixedSpec();
+  spec.attention.sinks = true;
+  spec.attention.o_bias = true;
+  spec.layers[0].window = 5;
+  spec.layers[2].window = 21;
+  return spec;
+}
+
 std::vector<TokenId> Tokens(const core::ModelSpec& spec, std::uint64_t seed, int count) {
   Rng rng(seed);
   std::vector<TokenId> tokens;
@@ -42,6 +72,8 @@ class BatchInvariance : public ::testing::TestWithParam<std::string> {
   const std::vector<TestModel> models_ = [] {
     std::vector<TestModel> models;
     models.push_back(TestModel::Random(MixedSpec(), 3));
+    models.push_back(TestModel::Random(LatentSpec(), 3));
+    models.push_back(TestModel::Random(WindowSpec(), 3));
     models.push_back(TestModel::Load(std::filesystem::path(ELASTICMOE_MODELS) / "demo"));
     return models;
   }();

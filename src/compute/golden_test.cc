@@ -55,20 +55,40 @@ double LogSum(const float* logits, std::size_t count) {
 struct Distance {
   double mean_kl = 0, largest_kl = 0, same_best = 0;
 };
-Distance Compare(const Array& want, const std::vector<float>& got) {
+// Rows that `skip` names do not count.
+Distance Compare(const Array& want, const std::vector<float>& got, const std::vector<bool>& skip) {
   Distance distance;
+  const double rows = static_cast<double>(std::ranges::count(skip, false));
   const std::size_t n = want.columns;
   for (std::size_t row = 0; row < want.Rows(); ++row) {
+    if (skip[row]) continue;
     const float* p = want.Row(row);
     const float* q = &got[row * n];
     const double p_sum = LogSum(p, n), q_sum = LogSum(q, n);
     double kl = 0;
     for (std::size_t i = 0; i < n; ++i) kl += std::exp(p[i] - p_sum) * ((p[i] - p_sum) - (q[i] - q_sum));
-    distance.mean_kl += kl / static_cast<double>(want.Rows());
+    distance.mean_kl += kl / rows;
     distance.largest_kl = std::max(distance.largest_kl, kl);
-    distance.same_best += (Best(p, n) == Best(q, n)) / static_cast<double>(want.Rows());
+    distance.same_best += (Best(p, n) == Best(q, n)) / rows;
   }
   return distance;
+}
+
+// Rows for which the driver's last step chose other experts than the golden, in any layer.
+std::vector<bool> RoutedElsewhere(const Json& golden, const Driver& driver, std::size_t rows, int top_k) {
+  std::vector<bool> elsewhere(rows, false);
+  if (!golden.contains("routing")) return elsewhere;
+  for (const Json& layer : golden["routing"]) {
+    const std::vector<std::int32_t>& chosen = driver.Routing().at(layer["layer"].get<int>());
+    for (std::size_t row = 0; row < layer["experts"].size(); ++row) {
+      std::vector<std::int32_t> got(chosen.begin() + row * top_k, chosen.begin() + (row + 1) * top_k);
+      auto want = layer["experts"][row].get<std::vector<std::int32_t>>();
+      std::ranges::sort(got);
+      std::ranges::sort(want);
+      if (got != want) elsewhere[row] = true;
+    }
+  }
+  return elsewhere;
 }
 
 struct Case {
@@ -93,13 +113,20 @@ TEST_P(Goldens, ReferenceLogitsAgreeWithin1e4) {
   for (std::size_t i = 0; i < got.size(); ++i) worst = std::max(worst, std::abs(got[i] - want_.values[i]));
   RecordProperty("largest_difference", std::to_string(worst));
   EXPECT_LT(worst, 1e-4F);
+  const auto elsewhere = RoutedElsewhere(golden_, driver, ids_.size(), model_.Spec().moe.top_k);
+  EXPECT_EQ(0, std::ranges::count(elsewhere, true));
 }
 
 TEST_P(Goldens, EveryTableIsCloseInDistribution) {
   for (const Kernels* kernels : AvailableKernels()) {
     ThreadPool threads(kNoCpu);
     Driver driver(model_, *kernels, threads, static_cast<int>(ids_.size()), 8);
-    const Distance distance = Compare(want_, driver.Step({{0, ids_}}));
+    const std::vector<float> got = driver.Step({{0, ids_}});
+    // Where two experts' scores lie closer than bf16 (deepseek_v3: 1e-4 apart), another one may be chosen and
+    // its output be anything; that may befall a row in ten.
+    const auto elsewhere = RoutedElsewhere(golden_, driver, ids_.size(), model_.Spec().moe.top_k);
+    EXPECT_LE(std::ranges::count(elsewhere, true) * 10, std::ssize(ids_)) << kernels->name;
+    const Distance distance = Compare(want_, got, elsewhere);
     RecordProperty(fmt::format("kl_{}", kernels->name),
                    fmt::format("{:.2e} worst {:.2e} best {:.4f}", distance.mean_kl, distance.largest_kl,
                                distance.same_best));
@@ -121,16 +148,14 @@ TEST_P(Goldens, ReferenceContinuesGreedily) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Goldens,
-                         ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"},
-                                           Case{"mixtral", kGoldens / "mixtral"},
-                                           Case{"qwen2_moe", kGoldens / "qwen2_moe"},
-                                           Case{"olmoe", kGoldens / "olmoe"},
-                                           Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
-                                           Case{"deepseek_v3", kGoldens / "deepseek_v3"},
-                                           Case{"glm4_moe", kGoldens / "glm4_moe"},
-                                           Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Models, Goldens,
+    ::testing::Values(Case{"qwen3_moe", kGoldens / "qwen3_moe"}, Case{"mixtral", kGoldens / "mixtral"},
+                      Case{"qwen2_moe", kGoldens / "qwen2_moe"}, Case{"olmoe", kGoldens / "olmoe"},
+                      Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
+                      Case{"deepseek_v3", kGoldens / "deepseek_v3"}, Case{"glm4_moe", kGoldens / "glm4_moe"},
+                      Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 // ---- A second implementation: float64, no cache, no tricks
 // -----------------------------------------------------
@@ -197,15 +222,22 @@ std::vector<Vector> PlainAttention(const TestModel& model, int layer, const std:
       Vector y = Times(model.Plain(weight, layer), x);
       if (a.qkv_bias)
         for (std::size_t i = 0; i < y.size(); ++i) y[i] += model.Plain(bias, layer)[i];
+      if (a.qk_norm_whole && rotate) Normalize(model.Plain(norm, layer), spec.rms_eps, y.data());
+      for (double& value : y)
+        if (a.clip_qkv > 0) value = std::clamp<double>(value, -a.clip_qkv, a.clip_qkv);
       for (std::size_t head = 0; rotate && head < y.size() / dim; ++head) {
         double* h = &y[head * dim];
         if (a.qk_norm) Normalize(model.Plain(norm, layer), spec.rms_eps, h);
-        for (std::size_t i = 0; i < dim / 2; ++i) {
-          const double angle = static_cast<double>(t) * std::pow(a.rope_theta, -2.0 * static_cast<double>(i) /
-                                                                                   static_cast<double>(dim));
-          const double first = h[i], second = h[i + dim / 2];
-          h[i] = first * std::cos(angle) - second * std::sin(angle);
-          h[i + dim / 2] = second * std::cos(angle) + first * std::sin(angle);
+        const std::size_t turned = a.RopeDim();
+        for (std::size_t i = 0; i < turned / 2; ++i) {
+          const double angle =
+              static_cast<double>(t) *
+              std::pow(a.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
+          double& one = h[a.rope.interleaved ? 2 * i : i];
+          double& other = h[a.rope.interleaved ? 2 * i + 1 : i + turned / 2];
+          const double first = one, second = other;
+          one = first * std::cos(angle) - second * std::sin(angle);
+          other = second * std::cos(angle) + first * std::sin(angle);
         }
       }
       return y;
@@ -216,8 +248,10 @@ std::vector<Vector> PlainAttention(const TestModel& model, int layer, const std:
     Vector& y = out.emplace_back(a.heads * dim);
     for (int head = 0; head < a.heads; ++head) {
       const std::size_t kv = head / (a.heads / a.kv_heads) * dim;
-      double sum = 0;
+      double sum = a.sinks ? std::exp(model.Plain(Role::kSinks, layer)[head]) : 0;
+      const int window = spec.layers[layer].window;
       for (std::size_t s = 0; s <= t; ++s) {
+        if (window > 0 && s + window <= t) continue;
         double score = 0;
         for (std::size_t i = 0; i < dim; ++i) score += q[t][head * dim + i] * k[s][kv + i];
         const double weight = std::exp(score * a.scale);
@@ -240,7 +274,9 @@ std::vector<Vector> PlainForward(const TestModel& model, const std::vector<Token
   for (int layer = 0; layer < spec.LayerCount(); ++layer) {
     const std::vector<Vector> attended = PlainAttention(model, layer, residual);
     for (std::size_t t = 0; t < tokens.size(); ++t) {
-      const Vector o = Times(model.Plain(Role::kO, layer), attended[t]);
+      Vector o = Times(model.Plain(Role::kO, layer), attended[t]);
+      for (int i = 0; spec.attention.o_bias && i < spec.hidden; ++i)
+        o[i] += model.Plain(Role::kOBias, layer)[i];
       for (int i = 0; i < spec.hidden; ++i) residual[t][i] += o[i];
       const Vector x = Normed(model.Plain(Role::kMlpNorm, layer), spec.rms_eps, residual[t]);
       const Vector y = spec.layers[layer].moe ? PlainMoe(model, layer, x)
@@ -279,6 +315,12 @@ TEST(Forward, AgreesWithThePlainFormulasOnAMixedModel) {
   for (const bool tied : {false, true}) {
     spec.tied_head = tied;
     spec.attention.qk_norm = tied;
+    spec.attention.qk_norm_whole = !tied;
+    spec.attention.clip_qkv = tied ? 0 : 0.9F;
+    spec.attention.sinks = spec.attention.o_bias = tied;
+    spec.attention.rope.dim = tied ? 6 : 0;
+    spec.attention.rope.interleaved = tied;
+    for (const int layer : {0, 1, 3}) spec.layers[layer].window = tied ? 3 + 8 * layer : 0;
     const TestModel model = TestModel::Random(spec, 11);
     const std::vector<Vector> want = PlainForward(model, tokens);
     ThreadPool threads(kNoCpu);

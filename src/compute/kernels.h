@@ -27,7 +27,8 @@ struct Query {
   float* out = nullptr;      // [head_dim]; over latents [latent_values]
   int tokens = 1;            // attends to tokens [first, tokens) of its sequence
   int first = 0;             // not over latents
-  float sink = -std::numeric_limits<float>::infinity();  // a logit without a value; -inf = none. Not over latents
+  float sink =
+      -std::numeric_limits<float>::infinity();  // a logit without a value; -inf = none. Not over latents
 };
 
 struct Kernels {

@@ -187,8 +187,8 @@ struct Softmax {
   alignas(32) float weights[kBlockTokens];  // of the present block's tokens
 };
 
-// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold anything,
-// NaN included: they never enter.
+// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold
+// anything, NaN included: they never enter.
 inline void Advance(__m256 low, __m256 high, int first, int count, float scale, Softmax& softmax) {
   float* weights = softmax.weights;
   _mm256_store_ps(weights, _mm256_mul_ps(low, _mm256_set1_ps(scale)));

@@ -260,8 +260,8 @@ struct Softmax {
   alignas(64) float weights[kBlockTokens];  // of the present block's tokens
 };
 
-// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold anything,
-// NaN included: they never enter.
+// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold
+// anything, NaN included: they never enter.
 inline void Advance(__m512 scores, int first, int count, float scale, Softmax& softmax) {
   const auto valid = static_cast<__mmask16>(FirstLanes(count) & ~FirstLanes(first));
   scores = _mm512_mul_ps(scores, _mm512_set1_ps(scale));

@@ -294,12 +294,12 @@ class Attention {
     kernels_.attend(cache_, 1, kv_head, table_.data(), queries.data(), static_cast<int>(queries.size()),
                     scale);
   }
-  // {the exact result, the error bound of every element}
+  // {the exact result, the error bound of every element} of a query that sees [first, tokens) and a sink.
   std::pair<std::vector<double>, double> Want(int kv_head, const std::vector<float>& q, int tokens,
-                                              float scale) const {
+                                              float scale, int first = 0, double sink = -INFINITY) const {
     std::vector<double> out(dim_);
-    double sum = 0, largest_size = 0;
-    for (int t = 0; t < tokens; ++t) {
+    double sum = std::exp(sink), largest_size = 0;
+    for (int t = first; t < tokens; ++t) {
       double score = 0, size = 0;
       for (int d = 0; d < dim_; ++d) {
         score += double{q[d]} * keys_[t][kv_head * dim_ + d] * scale;
@@ -354,6 +354,29 @@ TEST_P(EveryTable, AttendIsRightForEveryLengthAndSeesNoOtherSlot) {
       for (int d = 0; d < dim; ++d)
         ASSERT_NEAR(want[d], out[d], bound) << "dim=" << dim << " tokens=" << tokens;
       ASSERT_EQ(kUntouched, out[dim]);
+    }
+  }
+}
+
+TEST_P(EveryTable, AttendSeesItsWindowAndItsSink) {
+  Rng rng(17);
+  for (const int dim : {10, 64}) {
+    constexpr int kTokens = 50;
+    Attention attention(kernels_, rng, 2, dim, kTokens);
+    for (int t = 0; t < kTokens; ++t) attention.Store(t);
+    for (int first = 0; first < kTokens; ++first) {
+      const std::vector<float> q = ExactVector(rng, dim), other = ExactVector(rng, dim);
+      std::vector<float> out(dim), beside(dim);
+      const int tokens = std::min(kTokens, first + 1 + first % 19);
+      const float sink = first % 3 == 0 ? -INFINITY : static_cast<float>(rng.Uniform());
+      const Query query{q.data(), out.data(), tokens, first, sink};
+      attention.Attend(1, {query}, 0.5F);
+      const auto [want, bound] = attention.Want(1, q, tokens, 0.5F, first, sink);
+      for (int d = 0; d < dim; ++d)
+        ASSERT_NEAR(want[d], out[d], bound) << "dim=" << dim << " first=" << first << " sink=" << sink;
+      const std::vector<float> alone = out;
+      attention.Attend(1, {{other.data(), beside.data(), kTokens}, query}, 0.5F);
+      ASSERT_EQ(alone, out) << "dim=" << dim << " first=" << first;
     }
   }
 }

@@ -23,8 +23,8 @@ struct TensorPlace {
   int n_fused = 0;         // outputs of the fused matrix
   int k = 0;               // inputs; 1 for vectors
   bool packed = false;     // false: float32, n * k values
-  // kKvUp: each head's rows are two matrices one behind the other, its keys' transposed [k, keys] (it takes q to
-  // where the latents are) and its values' [values, k].
+  // kKvUp: each head's rows are two matrices one behind the other, its keys' transposed [k, keys] (it takes q
+  // to where the latents are) and its values' [values, k].
   int head_keys = 0;
   int head_values = 0;
 
@@ -64,19 +64,19 @@ struct LayerWeights {
   const float* qkv_bias = nullptr;        // [QkvRows] or null
   const float* q_norm = nullptr;          // [head_dim], or [heads * head_dim] where the norm is of the whole
   const float* k_norm = nullptr;
-  PackedMatrix q_up;                      // MLA with q_lora_rank: [heads * head_dim, q_lora_rank]
-  const float* q_down_norm = nullptr;     // [q_lora_rank] or null
-  const float* kv_down_norm = nullptr;    // MLA: [kv_lora_rank]
-  std::vector<PackedMatrix> key_up;       // MLA, a head: [kv_lora_rank, PlainDim]
-  std::vector<PackedMatrix> value_up;     // MLA, a head: [value_dim, kv_lora_rank]
-  PackedMatrix o;                         // [hidden, heads * OutDim]
-  const float* o_bias = nullptr;          // [hidden] or null
-  const float* sinks = nullptr;           // [heads] or null
-  const float* mlp_norm = nullptr;  // [hidden]
-  const float* router = nullptr;    // [experts, hidden], null in a dense layer
-  const float* correction = nullptr;  // [experts] or null
-  const float* shared_mix = nullptr;  // [hidden] or null
-  MlpWeights dense;                   // of a dense layer, or a MoE layer's shared expert
+  PackedMatrix q_up;                    // MLA with q_lora_rank: [heads * head_dim, q_lora_rank]
+  const float* q_down_norm = nullptr;   // [q_lora_rank] or null
+  const float* kv_down_norm = nullptr;  // MLA: [kv_lora_rank]
+  std::vector<PackedMatrix> key_up;     // MLA, a head: [kv_lora_rank, PlainDim]
+  std::vector<PackedMatrix> value_up;   // MLA, a head: [value_dim, kv_lora_rank]
+  PackedMatrix o;                       // [hidden, heads * OutDim]
+  const float* o_bias = nullptr;        // [hidden] or null
+  const float* sinks = nullptr;         // [heads] or null
+  const float* mlp_norm = nullptr;      // [hidden]
+  const float* router = nullptr;        // [experts, hidden], null in a dense layer
+  const float* correction = nullptr;    // [experts] or null
+  const float* shared_mix = nullptr;    // [hidden] or null
+  MlpWeights dense;                     // of a dense layer, or a MoE layer's shared expert
 };
 
 struct SharedWeights {

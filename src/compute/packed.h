@@ -49,8 +49,8 @@ constexpr std::size_t PackedBytes(int n, int k) {
 // Rows never written stay as they are: zero `packed` first where n_total is no multiple of 32.
 void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf16* packed);
 
-// Packs one column of a matrix [n, k]: packed W[i][column] = source[i] for i in [0, n), so that rows of a tensor
-// become columns and what is packed is its transpose. A column never written stays as it is.
+// Packs one column of a matrix [n, k]: packed W[i][column] = source[i] for i in [0, n), so that rows of a
+// tensor become columns and what is packed is its transpose. A column never written stays as it is.
 void PackColumn(const void* source, DType type, int column, int n, int k, Bf16* packed);
 
 // count values to float32 (norm weights, router).

@@ -9,8 +9,8 @@ namespace {
 
 constexpr double kTurn = 2 * std::numbers::pi;
 
-// YaRN (arXiv 2309.00071): pairs that turn often over the original context keep their frequency, pairs that turn
-// seldom are interpolated, between them a ramp over the pair's index.
+// YaRN (arXiv 2309.00071): pairs that turn often over the original context keep their frequency, pairs that
+// turn seldom are interpolated, between them a ramp over the pair's index.
 void Yarn(const core::AttentionSpec& attention, std::vector<double>& frequencies) {
   const core::RopeSpec& rope = attention.rope;
   const int dim = attention.RopeDim();

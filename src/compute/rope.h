@@ -1,5 +1,5 @@
-// Rotary position embedding: frequencies of every scaling, a table that grows with the positions seen, and the turn
-// itself. Not thread-safe while it grows.
+// Rotary position embedding: frequencies of every scaling, a table that grows with the positions seen, and
+// the turn itself. Not thread-safe while it grows.
 #pragma once
 
 #include <vector>

@@ -133,7 +133,8 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
   const auto put = [&](Role role, int layer, int expert = -1) {
     const TensorPlace& place = model.layout_.Place(role, layer);
     const bool norm = role == Role::kFinalNorm || role == Role::kAttentionNorm || role == Role::kQNorm ||
-                      role == Role::kKNorm || role == Role::kMlpNorm;
+                      role == Role::kKNorm || role == Role::kMlpNorm || role == Role::kQDownNorm ||
+                      role == Role::kKvDownNorm;
     const bool embedding = role == Role::kEmbedding;
     const double size = norm                    ? 0.3
                         : embedding             ? 1.0
@@ -148,14 +149,25 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
   put(Role::kFinalNorm, -1);
   if (!spec.tied_head) put(Role::kLmHead, -1);
   for (int layer = 0; layer < spec.LayerCount(); ++layer) {
-    for (const Role role : {Role::kAttentionNorm, Role::kQ, Role::kK, Role::kV, Role::kO, Role::kMlpNorm})
-      put(role, layer);
-    if (spec.attention.qk_norm)
-      for (const Role role : {Role::kQNorm, Role::kKNorm}) put(role, layer);
-    if (spec.attention.qkv_bias)
-      for (const Role role : {Role::kQBias, Role::kKBias, Role::kVBias}) put(role, layer);
+    const core::AttentionSpec& a = spec.attention;
+    const auto some = [&](bool has, std::initializer_list<Role> roles) {
+      if (!has) return;
+      for (const Role role : roles) put(role, layer);
+    };
+    some(true, {Role::kAttentionNorm, Role::kO, Role::kMlpNorm});
+    some(!a.Latent(), {Role::kQ, Role::kK, Role::kV});
+    some(a.Latent() && a.q_lora_rank == 0, {Role::kQ});
+    some(a.q_lora_rank > 0, {Role::kQDown, Role::kQDownNorm, Role::kQUp});
+    some(a.Latent(), {Role::kKvDown, Role::kKvDownNorm, Role::kKvUp});
+    some(a.qk_norm || a.qk_norm_whole, {Role::kQNorm, Role::kKNorm});
+    some(a.qkv_bias && !a.Latent(), {Role::kQBias, Role::kKBias, Role::kVBias});
+    some(a.o_bias, {Role::kOBias});
+    some(a.sinks, {Role::kSinks});
     if (spec.layers[layer].moe) {
       put(Role::kRouter, layer);
+      some(spec.moe.correction, {Role::kRouterCorrection});
+      some(spec.moe.shared_width > 0, {Role::kSharedGate, Role::kSharedUp, Role::kSharedDown});
+      some(spec.moe.shared_gate, {Role::kSharedMix});
       for (int expert = 0; expert < spec.moe.experts; ++expert)
         for (const Role role : {Role::kExpertGate, Role::kExpertUp, Role::kExpertDown})
           put(role, layer, expert);
@@ -188,6 +200,9 @@ class Driver {
       chunks_.push_back(blocks_.back().data());
     }
   }
+
+  // The experts that the rows of the last step chose, by layer: [rows, top_k], best first.
+  const std::map<int, std::vector<std::int32_t>>& Routing() const { return routing_; }
 
   // One step; logits [rows, vocab] of all rows in the order of `parts`.
   std::vector<float> Step(const std::vector<Part>& parts) {
@@ -237,6 +252,7 @@ class Driver {
     std::vector<std::int32_t> chosen(rows * spec.moe.top_k);
     std::vector<float> mix(chosen.size()), outputs(chosen.size() * spec.hidden);
     forward_.Route(layer, model_.Shared(), activations.data(), chosen.data(), mix.data());
+    routing_[layer] = chosen;
     std::vector<std::vector<ExpertRow>> visits(spec.moe.experts);
     for (std::size_t i = 0; i < chosen.size(); ++i)
       visits[chosen[i]].push_back(
@@ -260,6 +276,7 @@ class Driver {
   std::vector<std::byte*> chunks_;
   std::uint32_t next_block_ = 0;
   std::map<int, Sequence> sequences_;
+  std::map<int, std::vector<std::int32_t>> routing_;
   std::vector<std::byte> scratch_;
 };
 

@@ -29,7 +29,8 @@ struct RopeSpec {
 };
 
 // Grouped-query attention, or, where kv_lora_rank > 0, multi-head latent attention (DeepSeek-V2, arXiv
-// 2405.04434 section 2.1): one latent [kv_lora_rank] and one rotated key [rope.dim] a token stand for all heads.
+// 2405.04434 section 2.1): one latent [kv_lora_rank] and one rotated key [rope.dim] a token stand for all
+// heads.
 struct AttentionSpec {
   int heads = 0;
   int kv_heads = 0;      // divides heads; = heads in MLA
@@ -49,16 +50,16 @@ struct AttentionSpec {
 
   bool Latent() const { return kv_lora_rank > 0; }
   int RopeDim() const { return rope.dim > 0 ? rope.dim : head_dim; }
-  int PlainDim() const { return head_dim - RopeDim(); }         // MLA: the part of q and k without position
-  int LatentDim() const { return kv_lora_rank + RopeDim(); }    // MLA: what a token caches
+  int PlainDim() const { return head_dim - RopeDim(); }           // MLA: the part of q and k without position
+  int LatentDim() const { return kv_lora_rank + RopeDim(); }      // MLA: what a token caches
   int OutDim() const { return Latent() ? value_dim : head_dim; }  // of a head, into the output projection
   // Outputs of the first product: q, k and v; in MLA q (or its vector) and the latent.
   int QRows() const { return q_lora_rank > 0 ? q_lora_rank : heads * head_dim; }
   int QkvRows() const { return Latent() ? QRows() + LatentDim() : (heads + 2 * kv_heads) * head_dim; }
 };
 
-// How a token chooses its experts: scores of all of them, the top_k largest of scores + correction (ties: the lower
-// index), their scores as weights.
+// How a token chooses its experts: scores of all of them, the top_k largest of scores + correction (ties: the
+// lower index), their scores as weights.
 struct MoeSpec {
   enum class Scores { kSoftmax, kSigmoid };
   enum class GroupScore { kLargest, kTopTwoSum };

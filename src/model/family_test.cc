@@ -3,13 +3,18 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "base/check.h"
 #include "base/file.h"
+#include "model/inspect.h"
 
 namespace elasticmoe::model {
 namespace {
 
 using testing::AllOf;
 using testing::HasSubstr;
+
+constexpr const char* kFamilies[] = {"qwen3_moe",        "mixtral",     "qwen2_moe", "olmoe",
+                                     "deepseek_v2_lite", "deepseek_v3", "glm4_moe"};
 
 Json GoldenConfig(const std::string& name) {
   return *ParseJson(*ReadFile(std::string(ELASTICMOE_TESTDATA "/goldens/") + name + "/config.json"));
@@ -86,20 +91,134 @@ TEST(Family, AddsBiasesAndDropsATiedHead) {
 }
 
 TEST(Family, WritesTheConfigThatItReads) {
-  for (const char* name : {"qwen3_moe", "mixtral"}) {
+  for (const char* name : kFamilies) {
     Json config = GoldenConfig(name);
     if (config["model_type"] == "qwen3_moe") config["mlp_only_layers"] = {1};
+    if (config["rope_scaling"].is_object()) config.erase("rope_scaling");  // written in one form out of many
     config["eos_token_id"] = {1, 2};
     config["bos_token_id"] = nullptr;  // the spec has no use for it
     const Family& family = **FamilyOf(config);
     const Json written = family.Config(*SpecOf(config));
     for (const auto& [key, value] : written.items()) {
       if (config.contains(key)) {
-        EXPECT_EQ(value, config[key]) << key;
+        EXPECT_EQ(value, config[key]) << name << " " << key;
       }
     }
     EXPECT_EQ(family.Config(*SpecOf(written)), written);
   }
+}
+
+TEST(Family, WritesEveryScalingWindowAndOptionThatItReads) {
+  const auto expect = [](const char* name, const Json& changes) {
+    Json config = GoldenConfig(name);
+    config.update(changes);
+    const auto spec = SpecOf(config);
+    ASSERT_TRUE(spec) << spec.error().message;
+    const Family& family = **FamilyOf(config);
+    const Json written = family.Config(*spec);
+    const auto again = SpecOf(written);
+    ASSERT_TRUE(again) << again.error().message;
+    EXPECT_EQ(family.Config(*again), written);
+    EXPECT_EQ(again->attention.scale, spec->attention.scale) << name;
+    EXPECT_EQ(again->attention.rope.amplitude, spec->attention.rope.amplitude) << name;
+    EXPECT_EQ(family.Tensors(*again).size(), family.Tensors(*spec).size()) << name;
+  };
+  for (const char* name : kFamilies) expect(name, Json::object());
+  for (const char* name : {"qwen3_moe", "mixtral", "deepseek_v3", "glm4_moe"}) {
+    expect(name, {{"rope_scaling", {{"type", "linear"}, {"factor", 4}}}});
+    expect(name, {{"rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}, {"attention_factor", 0.7}}}});
+    expect(name, {{"rope_scaling", {{"rope_type", "llama3"}, {"factor", 8.0}}}});
+  }
+  expect("qwen3_moe", {{"use_sliding_window", true}, {"sliding_window", 12}});
+  expect("qwen2_moe", {{"use_sliding_window", true}, {"sliding_window", 12}, {"max_window_layers", 1}});
+  expect("mixtral", {{"sliding_window", 12}});
+  expect("olmoe", {{"clip_qkv", 7.3}, {"attention_bias", true}, {"norm_topk_prob", true}});
+  expect("deepseek_v2_lite",
+         {{"n_shared_experts", nullptr}, {"moe_layer_freq", 2}, {"attention_bias", true}});
+  expect(
+      "deepseek_v2_lite",
+      {{"topk_method", "group_limited_greedy"}, {"n_group", 4}, {"topk_group", 2}, {"norm_topk_prob", true}});
+  expect("glm4_moe", {{"use_qk_norm", false}, {"first_k_dense_replace", 0}, {"n_shared_experts", 0}});
+}
+
+TEST(Family, ReadsTheRulesOfEachRouting) {
+  const auto v2 = SpecOf(GoldenConfig("deepseek_v2_lite"));
+  ASSERT_TRUE(v2) << v2.error().message;
+  EXPECT_EQ(v2->attention.LatentDim(), 40);
+  EXPECT_EQ(v2->attention.head_dim, 24);
+  EXPECT_EQ(v2->moe.shared_width, 64);
+  EXPECT_FALSE(v2->layers[0].moe);
+  Json config = GoldenConfig("deepseek_v2_lite");
+  config["routed_scaling_factor"] = 16.0;
+  EXPECT_EQ(SpecOf(config)->moe.scaling, 16.0F);
+  config["norm_topk_prob"] = true;  // V2 scales or renormalises, V3 does both
+  EXPECT_EQ(SpecOf(config)->moe.scaling, 1.0F);
+  const auto v3 = SpecOf(GoldenConfig("deepseek_v3"));
+  ASSERT_TRUE(v3) << v3.error().message;
+  EXPECT_TRUE(v3->moe.renormalize && v3->moe.correction);
+  EXPECT_EQ(v3->moe.scaling, 2.5F);
+  EXPECT_FALSE(v3->moe.left_out_as_zero);
+  EXPECT_TRUE(SpecOf(GoldenConfig("glm4_moe"))->moe.left_out_as_zero);
+  EXPECT_EQ(SpecOf(GoldenConfig("glm4_moe"))->attention.RopeDim(), 16);
+}
+
+// From the model cards.
+TEST(Family, FiguresAreThePublishedOnes) {
+  const auto figures = [](const Json& config) {
+    const auto spec = SpecOf(config);
+    EM_CHECK(spec.has_value(), "{}", spec.error().message);
+    return FiguresOf(*spec, (*FamilyOf(config))->Tensors(*spec));
+  };
+  Json qwen3 = GoldenConfig("qwen3_moe");
+  qwen3.update({{"vocab_size", 151936}, {"hidden_size", 2048}, {"num_hidden_layers", 48}});
+  qwen3.update({{"num_attention_heads", 32}, {"num_key_value_heads", 4}, {"head_dim", 128}});
+  qwen3.update({{"num_experts", 128}, {"num_experts_per_tok", 8}, {"moe_intermediate_size", 768}});
+  const ModelFigures a3b = figures(qwen3);
+  EXPECT_NEAR(static_cast<double>(a3b.parameters), 30.5e9, 0.05e9);
+  EXPECT_NEAR(static_cast<double>(a3b.active_parameters), 3.3e9, 0.06e9);
+  EXPECT_EQ(a3b.expert_parameters, 3u * 2048 * 768);
+  EXPECT_EQ(a3b.kv_values_per_token, 48u * 2 * 4 * 128);
+
+  Json lite = GoldenConfig("deepseek_v2_lite");
+  lite.update({{"vocab_size", 102400}, {"hidden_size", 2048}, {"num_hidden_layers", 27}});
+  lite.update({{"num_attention_heads", 16}, {"kv_lora_rank", 512}, {"qk_nope_head_dim", 128}});
+  lite.update({{"qk_rope_head_dim", 64}, {"v_head_dim", 128}, {"n_routed_experts", 64}});
+  lite.update({{"num_experts_per_tok", 6}, {"moe_intermediate_size", 1408}, {"intermediate_size", 10944}});
+  const ModelFigures v2_lite = figures(lite);
+  EXPECT_NEAR(static_cast<double>(v2_lite.parameters), 15.7e9, 0.05e9);
+  EXPECT_EQ(v2_lite.kv_values_per_token, 27u * 576);
+
+  Json v3 = GoldenConfig("deepseek_v3");
+  v3.update({{"vocab_size", 129280}, {"hidden_size", 7168}, {"num_hidden_layers", 61}});
+  v3.update({{"num_attention_heads", 128}, {"q_lora_rank", 1536}, {"kv_lora_rank", 512}});
+  v3.update({{"qk_nope_head_dim", 128}, {"qk_rope_head_dim", 64}, {"v_head_dim", 128}});
+  v3.update({{"n_routed_experts", 256}, {"num_experts_per_tok", 8}, {"moe_intermediate_size", 2048}});
+  v3.update({{"intermediate_size", 18432}, {"first_k_dense_replace", 3}, {"n_group", 8}, {"topk_group", 4}});
+  const ModelFigures v3_figures = figures(v3);
+  EXPECT_NEAR(static_cast<double>(v3_figures.parameters), 671e9, 0.5e9);
+  EXPECT_NEAR(static_cast<double>(v3_figures.active_parameters), 37e9, 0.6e9);
+}
+
+TEST(Family, ReadsDenseDecoders) {
+  Json config = GoldenConfig("qwen3_moe");
+  config["attention_bias"] = true;
+  const auto tensors = [&](const char* type) {
+    config["model_type"] = type;
+    const auto spec = SpecOf(config);
+    EM_CHECK(spec.has_value(), "{}", spec.error().message);
+    EXPECT_EQ(spec->moe.experts, 0);
+    std::vector<std::string> names;
+    for (const TensorName& tensor : (*FamilyOf(config))->Tensors(*spec)) names.push_back(tensor.name);
+    return names;
+  };
+  using testing::Contains;
+  using testing::Not;
+  const std::string o_bias = "model.layers.0.self_attn.o_proj.bias";
+  const std::string q_bias = "model.layers.2.self_attn.q_proj.bias";
+  EXPECT_THAT(tensors("llama"), AllOf(Contains(o_bias), Contains(q_bias)));
+  EXPECT_THAT(tensors("qwen3"), AllOf(Contains(o_bias), Contains("model.layers.1.self_attn.q_norm.weight")));
+  EXPECT_THAT(tensors("qwen2"), AllOf(Not(Contains(o_bias)), Contains(q_bias)));
+  EXPECT_THAT(tensors("mistral"), Not(Contains(q_bias)));
 }
 
 TEST(Family, TakesEveryUsualFormOfEosAndRope) {
@@ -121,15 +240,19 @@ TEST(Family, NamesWhatItDoesNotSupport) {
     EXPECT_EQ(error.code, ErrorCode::kUnimplemented) << error.message;
     EXPECT_THAT(error.message, AllOf(HasSubstr(key), HasSubstr(found)));
   };
-  expect("model_type", "llama", "supported: qwen3_moe, mixtral");
-  expect("rope_scaling", {{"rope_type", "yarn"}, {"factor", 4.0}}, "yarn");
+  expect("model_type", "gpt2", "supported: qwen3_moe, mixtral");
+  expect("rope_scaling", {{"rope_type", "longrope"}, {"factor", 4.0}}, "longrope");
   expect("rope_scaling", {{"factor", 4.0}}, "factor");
-  expect("rope_parameters", {{"type", "linear"}}, "linear");
+  expect("rope_parameters", {{"type", "dynamic"}}, "dynamic");
   expect("partial_rotary_factor", 0.5, "0.5");
-  expect("use_sliding_window", true, "true");
+  expect("scoring_func", "softmax", "softmax", "deepseek_v3");
+  expect("topk_method", "greedy", "greedy", "deepseek_v3");
+  expect("topk_method", "noaux_tc", "noaux_tc", "deepseek_v2_lite");
+  expect("rope_interleave", false, "false", "deepseek_v3");
   expect("hidden_act", "gelu", "gelu");
   expect("layer_types", {"full_attention", "sliding_attention"}, "sliding_attention");
-  expect("sliding_window", 128, "128", "mixtral");
+  expect("layer_types", {"full_attention", "linear_attention", "full_attention"}, "linear_attention",
+         "mixtral");
 }
 
 TEST(Family, NamesTheKeyOfEveryWrongValue) {
@@ -164,8 +287,26 @@ TEST(Family, NamesTheKeyOfEveryWrongValue) {
   expect("norm_topk_prob", "yes", "true or false");
   expect("mlp_only_layers", {-1}, "[-1]");
   expect("mlp_only_layers", {{"a", 1}}, "{\"a\":1}");
+  expect("rope_scaling", {{"rope_type", "yarn"}}, "factor is missing");
   expect("model_type", 3, "model_type=3");
   expect("model_type", nullptr, "is missing");
+}
+
+TEST(Family, NamesTheKeyOfWrongGroupsAndHeads) {
+  const auto expect = [](const char* name, const char* key, const Json& value, const char* found) {
+    const Error error = ErrorWith(key, value, name);
+    EXPECT_EQ(error.code, ErrorCode::kInvalidArgument) << error.message;
+    EXPECT_THAT(error.message, AllOf(HasSubstr(key), HasSubstr(found)));
+  };
+  expect("deepseek_v3", "n_group", 3, "divisor of the 16");
+  expect("deepseek_v3", "topk_group", 5, "n_group=4");
+  expect("deepseek_v3", "num_experts_per_tok", 9, "at most the 8");
+  expect("deepseek_v3", "qk_rope_head_dim", 7, "even");
+  expect("deepseek_v3", "kv_lora_rank", 4096, "=4096");
+  expect("deepseek_v3", "v_head_dim", nullptr, "is missing");
+  expect("glm4_moe", "partial_rotary_factor", 0.1, "even part of head_dim=32");
+  expect("qwen2_moe", "shared_expert_intermediate_size", nullptr, "is missing");
+  expect("mixtral", "layer_types", {"full_attention"}, "num_hidden_layers=3");
 }
 
 TEST(Family, BoundsTheNumberOfTensors) {

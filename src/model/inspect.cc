@@ -69,12 +69,29 @@ std::string Joined(const Json& list, std::size_t limit = 1000) {
 
 }  // namespace
 
+ModelFigures FiguresOf(const core::ModelSpec& spec, const std::vector<TensorName>& tensors) {
+  ModelFigures figures;
+  int first_layer = -1;  // with experts
+  for (const TensorName& tensor : tensors) {
+    std::uint64_t count = 1;
+    for (const std::int64_t n : tensor.shape) count *= static_cast<std::uint64_t>(n);
+    figures.parameters += count;
+    if (tensor.expert >= spec.moe.top_k) continue;  // as many as any token visits, and all experts look alike
+    figures.active_parameters += count;
+    if (tensor.expert == 0 && first_layer < 0) first_layer = tensor.layer;
+    if (tensor.expert == 0 && tensor.layer == first_layer) figures.expert_parameters += count;
+  }
+  const core::AttentionSpec& a = spec.attention;
+  const int values = a.Latent() ? a.LatentDim() : 2 * a.kv_heads * a.head_dim;
+  figures.kv_values_per_token = std::uint64_t{1} * spec.LayerCount() * values;
+  return figures;
+}
+
 Json InspectModel(const Checkpoint& checkpoint) {
   const core::ModelSpec& spec = checkpoint.spec;
   const auto moe_layers =
       static_cast<std::uint64_t>(std::ranges::count_if(spec.layers, &core::LayerSpec::moe));
-  const std::uint64_t expert_parameters = std::uint64_t{3} * spec.hidden * spec.moe.expert_width;
-  const std::uint64_t idle = moe_layers * (spec.moe.experts - spec.moe.top_k) * expert_parameters;
+  const ModelFigures figures = FiguresOf(spec, (*FindFamily(spec.family))->Tensors(spec));
   std::set<std::string_view> types;
   for (const TensorSource& tensor : checkpoint.tensors) types.insert(NameOf(tensor.encoding));
   Json files = Json::array();
@@ -85,16 +102,18 @@ Json InspectModel(const Checkpoint& checkpoint) {
   report["directory"] = checkpoint.directory.string();
   report["family"] = spec.family;
   report["parameters"] = checkpoint.parameters;
-  report["active_parameters"] = checkpoint.parameters - idle;
+  report["active_parameters"] = figures.active_parameters;
   report["layers"] = spec.LayerCount();
   report["moe_layers"] = moe_layers;
   report["hidden"] = spec.hidden;
   report["heads"] = spec.attention.heads;
   report["kv_heads"] = spec.attention.kv_heads;
+  report["latent"] = spec.attention.Latent() ? spec.attention.LatentDim() : 0;
   report["head_dim"] = spec.attention.head_dim;
   report["experts"] = spec.moe.experts;
   report["top_k"] = spec.moe.top_k;
   report["expert_width"] = spec.moe.expert_width;
+  report["shared_expert_width"] = spec.moe.shared_width;
   report["vocab"] = spec.vocab;
   report["context"] = spec.max_positions;
   report["tied_head"] = spec.tied_head;
@@ -102,9 +121,8 @@ Json InspectModel(const Checkpoint& checkpoint) {
   report["dtypes"] = types;
   report["bytes_on_disk"] =
       std::accumulate(checkpoint.file_bytes.begin(), checkpoint.file_bytes.end(), std::uint64_t{0});
-  report["bytes_per_expert"] = expert_parameters * kBf16Bytes;
-  report["kv_bytes_per_token"] =
-      kBf16Bytes * 2 * spec.LayerCount() * spec.attention.kv_heads * spec.attention.head_dim;
+  report["bytes_per_expert"] = figures.expert_parameters * kBf16Bytes;
+  report["kv_bytes_per_token"] = figures.kv_values_per_token * kBf16Bytes;
   report["files"] = std::move(files);
   report["tensors"] = checkpoint.tensors.size();
   report["unused_tensors"] = checkpoint.unused;
@@ -123,12 +141,18 @@ std::string DescribeModel(const Json& report) {
   line("parameters", fmt::format("{}, {} active per token", Count(report["parameters"]),
                                  Count(report["active_parameters"])));
   line("layers", fmt::format("{}, of which {} with experts", number("layers"), number("moe_layers")));
-  line("experts", fmt::format("{} a layer, top {}, {} each in bf16", number("experts"), number("top_k"),
-                              Bytes(report["bytes_per_expert"])));
-  line("attention",
-       fmt::format("{} heads, {} KV heads, {} wide; KV cache {} a token in bf16", number("heads"),
-                   number("kv_heads"), number("head_dim"), Bytes(report["kv_bytes_per_token"])));
-  line("hidden", fmt::format("{}, expert width {}", number("hidden"), number("expert_width")));
+  if (number("experts") > 0)
+    line("experts", fmt::format("{} a layer, top {}, {} each in bf16", number("experts"), number("top_k"),
+                                Bytes(report["bytes_per_expert"])));
+  const std::string cached = number("latent") > 0 ? fmt::format("one latent of {}", number("latent"))
+                                                  : fmt::format("{} KV heads", number("kv_heads"));
+  line("attention", fmt::format("{} heads, {}, {} wide; KV cache {} a token in bf16", number("heads"), cached,
+                                number("head_dim"), Bytes(report["kv_bytes_per_token"])));
+  std::string widths;
+  if (number("experts") > 0) widths = fmt::format(", expert width {}", number("expert_width"));
+  if (number("shared_expert_width") > 0)
+    widths += fmt::format(", shared expert {}", number("shared_expert_width"));
+  line("hidden", fmt::format("{}{}", number("hidden"), widths));
   line("vocabulary",
        fmt::format("{} ids, {} head, end of text: {}", number("vocab"),
                    report["tied_head"].get<bool>() ? "tied" : "separate", Joined(report["eos_ids"])));

@@ -53,9 +53,10 @@ Status ReadScaling(const ConfigReader& reader, core::ModelSpec& spec) {
     return {};
   }
   if (spec.attention.rope_theta <= 1.0)
-    return Fail(ErrorCode::kInvalidArgument, "rope_theta={} (expected more than 1)", spec.attention.rope_theta);
-  EM_ASSIGN_OR_RETURN(rope.original_positions, reader.Int("original_max_position_embeddings", 1, kMaxPositions,
-                                                          spec.max_positions));
+    return Fail(ErrorCode::kInvalidArgument, "rope_theta={} (expected more than 1)",
+                spec.attention.rope_theta);
+  EM_ASSIGN_OR_RETURN(rope.original_positions,
+                      reader.Int("original_max_position_embeddings", 1, kMaxPositions, spec.max_positions));
   if (*type == "yarn") {
     rope.scaling = Scaling::kYarn;
     return ReadYarn(reader, spec);
@@ -215,7 +216,8 @@ Status ReadSparseLayers(const ConfigReader& config, core::ModelSpec& spec) {
   if (std::ranges::none_of(spec.layers, &core::LayerSpec::moe))
     return Fail(
         ErrorCode::kUnimplemented,
-        "decoder_sparse_step={} and mlp_only_layers leave no layer with experts (supported: at least one)", step);
+        "decoder_sparse_step={} and mlp_only_layers leave no layer with experts (supported: at least one)",
+        step);
   return ReadDenseWidth(config, spec);
 }
 

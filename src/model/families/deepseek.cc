@@ -23,7 +23,8 @@ class DeepseekFamily final : public Family {
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
     EM_RETURN_IF_ERROR(ReadExperts(config, "n_routed_experts", spec));
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
-    EM_ASSIGN_OR_RETURN(const int shared, config.Int("n_shared_experts", 0, kMaxWidth / spec.moe.expert_width, 0));
+    EM_ASSIGN_OR_RETURN(const int shared,
+                        config.Int("n_shared_experts", 0, kMaxWidth / spec.moe.expert_width, 0));
     spec.moe.shared_width = shared * spec.moe.expert_width;
     EM_RETURN_IF_ERROR(v3_ ? ReadV3Routing(config, spec.moe) : ReadV2Routing(config, spec.moe));
     EM_ASSIGN_OR_RETURN(const int dense, config.Int("first_k_dense_replace", 0, kMaxLayers, 0));
@@ -129,7 +130,7 @@ class DeepseekFamily final : public Family {
     return {};
   }
 
-  static constexpr int kMaxLatents = 960;        // with the rotated part 1024, what kernels hold of a token
+  static constexpr int kMaxLatents = 960;  // with the rotated part 1024, what kernels hold of a token
   static constexpr int kMaxRotated = 64;
   static constexpr int kMaxLatentHeadDim = 256;
 

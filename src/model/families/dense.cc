@@ -21,7 +21,8 @@ class DenseFamily final : public Family {
     spec.family = ModelType();
     spec.attention.qk_norm = kind_ == Kind::kQwen3;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
-    // What the originals' code has: attention_bias is read by Llama and Qwen3 alone, for all four projections.
+    // What the originals' code has: attention_bias is read by Llama and Qwen3 alone, for all four
+    // projections.
     if (kind_ == Kind::kMistral) spec.attention.qkv_bias = false;
     if (kind_ == Kind::kQwen2) spec.attention.qkv_bias = true;
     spec.attention.o_bias = kind_ != Kind::kQwen2 && spec.attention.qkv_bias;

@@ -43,8 +43,7 @@ class Glm4MoeFamily final : public Family {
     const core::MoeSpec& moe = spec.moe;
     Json config = DecoderConfig(spec);
     config["architectures"] = {"Glm4MoeForCausalLM"};
-    config["partial_rotary_factor"] =
-        static_cast<double>(spec.attention.RopeDim()) / spec.attention.head_dim;
+    config["partial_rotary_factor"] = static_cast<double>(spec.attention.RopeDim()) / spec.attention.head_dim;
     config["use_qk_norm"] = spec.attention.qk_norm;
     config["n_routed_experts"] = moe.experts;
     config["n_shared_experts"] = moe.shared_width / moe.expert_width;
