@@ -40,7 +40,7 @@ class GgufLogits : public ::testing::TestWithParam<const char*> {
                : std::filesystem::path(ELASTICMOE_TESTDATA) / "goldens" / GetParam();
   }
 };
-INSTANTIATE_TEST_SUITE_P(Models, GgufLogits, ::testing::Values("demo", "mixtral"));
+INSTANTIATE_TEST_SUITE_P(Models, GgufLogits, ::testing::Values("demo", "mixtral", "qwen2_moe", "olmoe"));
 
 TEST_P(GgufLogits, OfBf16AreThoseOfTheDirectory) {
   EXPECT_EQ(Logits(Exported(Encoding::kBf16)), Logits(TestModel::Load(Directory())));

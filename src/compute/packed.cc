@@ -17,6 +17,18 @@ T LoadAt(const void* source, std::size_t index) {
   return value;
 }
 
+Bf16 LoadBf16(const void* source, DType type, std::size_t index) {
+  switch (type) {
+    case DType::kBf16:
+      return LoadAt<Bf16>(source, index);
+    case DType::kF16:
+      return ToBf16(HalfToFloat(LoadAt<std::uint16_t>(source, index)));
+    case DType::kF32:
+      return ToBf16(LoadAt<float>(source, index));
+  }
+  return 0;
+}
+
 // One row: pairs of inputs go to every kPanel-th pair of `out`.
 template <class T, class Convert>
 void PackRow(const std::byte* in, int k, Convert convert, Bf16* out) {

@@ -39,7 +39,7 @@ std::uint32_t FileType(Encoding encoding) {
 }
 
 bool IsMatrix(TensorRole role, const std::vector<std::int64_t>& shape) {
-  return shape.size() == 2 && role != TensorRole::kRouter;
+  return shape.size() == 2 && role != TensorRole::kRouter && role != TensorRole::kSharedMix;
 }
 
 // The tensors of one entry of the file: one, or an expert's matrix of each expert in their order.
@@ -106,6 +106,7 @@ class Exporter {
     count("expert_count", spec.moe.experts);
     count("expert_used_count", spec.moe.top_k);
     if (!architecture_.width_is_experts) count("expert_feed_forward_length", spec.moe.expert_width);
+    if (spec.moe.shared_width > 0) count("expert_shared_feed_forward_length", spec.moe.shared_width);
     writer_.Add(arch + ".expert_weights_norm", spec.moe.renormalize);
   }
 
@@ -216,6 +217,20 @@ class Exporter {
   std::uint64_t done_bytes_ = 0;
 };
 
+// What the metadata written here cannot say.
+Status CheckPlain(const fs::path& directory, const core::ModelSpec& spec) {
+  const core::AttentionSpec& attention = spec.attention;
+  const char* setting = nullptr;
+  if (attention.rope.scaling != core::RopeSpec::Scaling::kNone) setting = "scaled RoPE";
+  if (attention.RopeDim() != attention.head_dim) setting = "partial RoPE";
+  if (attention.clip_qkv > 0) setting = "clip_qkv";
+  for (const core::LayerSpec& layer : spec.layers)
+    if (layer.window > 0) setting = "a sliding window";
+  if (setting == nullptr) return {};
+  return Fail(ErrorCode::kUnimplemented, "{}: a model with {} cannot be written as GGUF", directory.string(),
+              setting);
+}
+
 }  // namespace
 
 Expected<ExportedGguf> ExportGguf(const ExportGgufOptions& options) {
@@ -223,6 +238,7 @@ Expected<ExportedGguf> ExportGguf(const ExportGgufOptions& options) {
     return Fail(ErrorCode::kInvalidArgument, "{} is a GGUF file already; give a Hugging Face directory",
                 options.directory.string());
   EM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.directory));
+  EM_RETURN_IF_ERROR(CheckPlain(options.directory, checkpoint.spec));
   const GgufArchitecture* architecture = FindGgufArchitectureOf(checkpoint.spec.family);
   if (architecture == nullptr)
     return Fail(ErrorCode::kUnimplemented, "{}: family {} cannot be written as GGUF (supported: {})",

@@ -25,7 +25,7 @@ struct NameRow {
   std::string_view name;  // within a layer after "blk.N.", with its ending
 };
 
-constexpr std::array<NameRow, 21> kNames = {{{TensorRole::kEmbedding, "token_embd.weight"},
+constexpr std::array<NameRow, 28> kNames = {{{TensorRole::kEmbedding, "token_embd.weight"},
                                              {TensorRole::kFinalNorm, "output_norm.weight"},
                                              {TensorRole::kLmHead, "output.weight"},
                                              {TensorRole::kAttentionNorm, "attn_norm.weight"},
@@ -43,6 +43,13 @@ constexpr std::array<NameRow, 21> kNames = {{{TensorRole::kEmbedding, "token_emb
                                              {TensorRole::kDenseGate, "ffn_gate.weight"},
                                              {TensorRole::kDenseUp, "ffn_up.weight"},
                                              {TensorRole::kDenseDown, "ffn_down.weight"},
+                                             {TensorRole::kSharedGate, "ffn_gate_shexp.weight"},
+                                             {TensorRole::kSharedUp, "ffn_up_shexp.weight"},
+                                             {TensorRole::kSharedDown, "ffn_down_shexp.weight"},
+                                             {TensorRole::kSharedMix, "ffn_gate_inp_shexp.weight"},
+                                             {TensorRole::kOBias, "attn_output.bias"},
+                                             {TensorRole::kSinks, "attn_sinks.weight"},
+                                             {TensorRole::kRouterCorrection, "exp_probs_b.bias"},
                                              {TensorRole::kExpertGate, "ffn_gate_exps.weight"},
                                              {TensorRole::kExpertUp, "ffn_up_exps.weight"},
                                              {TensorRole::kExpertDown, "ffn_down_exps.weight"}}};
