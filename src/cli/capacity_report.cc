@@ -1,0 +1,118 @@
+#include "cli/capacity_report.h"
+
+#include <algorithm>
+
+namespace elasticmoe::cli {
+namespace {
+
+std::string Escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '<')
+      out += "&lt;";
+    else if (c == '>')
+      out += "&gt;";
+    else if (c == '&')
+      out += "&amp;";
+    else
+      out += c;
+  }
+  return out;
+}
+
+// One curve of [seconds, value], filled below.
+template <class Value>
+std::string Curve(std::string_view label, const std::vector<sim::CapacitySample>& samples, Value value) {
+  constexpr double kWidth = 900, kHeight = 110;
+  double most = 0;
+  for (const auto& sample : samples) most = std::max(most, static_cast<double>(value(sample)));
+  const double end_s = std::max(1.0, samples.empty() ? 1.0 : samples.back().at_s);
+  std::string points = fmt::format("0,{}", kHeight);
+  double x = 0;
+  for (const auto& sample : samples) {
+    x = sample.at_s / end_s * kWidth;
+    points += fmt::format(" {:.1f},{:.1f}", x,
+                          kHeight - static_cast<double>(value(sample)) / std::max(most, 1e-9) * kHeight);
+  }
+  points += fmt::format(" {:.1f},{}", x, kHeight);
+  return fmt::format(
+      "<figure><figcaption>{} <small>(0 to {:.4g}, over {:.0f} s)</small></figcaption><svg viewBox=\"0 0 {} "
+      "{}\">"
+      "<polygon points=\"{}\"/></svg></figure>\n",
+      label, most, end_s, kWidth, kHeight, points);
+}
+
+double PerToken(double sum, const sim::CapacityResult& r) {
+  return r.output_tokens > 0 ? sum / r.output_tokens : 0;
+}
+
+}  // namespace
+
+std::string CapacityTable(const std::vector<NamedRun>& runs) {
+  std::string out =
+      fmt::format("{:<28} {:>8} {:>9} {:>9} {:>9} {:>12} {:>10} {:>9} {:>8}\n", "run", "SLO %", "TTFT p50",
+                  "TTFT p99", "TPOT p99", "device-s", "J/token", "gap s", "resizes");
+  for (const auto& [name, r] : runs)
+    out += fmt::format("{:<28} {:>8.2f} {:>8.2f}s {:>8.2f}s {:>7.0f}ms {:>12.0f} {:>10.2f} {:>9.2f} {:>8}\n",
+                       name, r.attainment * 100, r.ttft_p50_s, r.ttft_p99_s, r.tpot_p99_s * 1e3, r.device_s,
+                       PerToken(r.joules, r), r.worst_gap_s, r.resizes.size());
+  return out;
+}
+
+Json CapacityJson(const std::vector<NamedRun>& runs) {
+  Json out = Json::array();
+  for (const auto& [name, r] : runs) {
+    Json resizes = Json::array();
+    for (const core::Decision& d : r.resizes)
+      resizes.push_back({{"at_s", static_cast<double>(d.at) * 1e-9},
+                         {"from", d.from},
+                         {"to", d.to},
+                         {"code", std::string(core::ToString(d.code))},
+                         {"reason", d.reason}});
+    out.push_back({{"name", name},
+                   {"requests", r.requests},
+                   {"ended", r.ended},
+                   {"slo_attainment", r.attainment},
+                   {"ttft_p50_s", r.ttft_p50_s},
+                   {"ttft_p99_s", r.ttft_p99_s},
+                   {"tpot_p50_s", r.tpot_p50_s},
+                   {"tpot_p99_s", r.tpot_p99_s},
+                   {"device_seconds", r.device_s},
+                   {"device_seconds_per_request", r.ended > 0 ? r.device_s / r.ended : 0},
+                   {"joules", r.joules},
+                   {"joules_per_token", PerToken(r.joules, r)},
+                   {"output_tokens", r.output_tokens},
+                   {"worst_gap_s", r.worst_gap_s},
+                   {"smallest_size", r.least_devices},
+                   {"duration_s", r.duration_s},
+                   {"steps", r.steps},
+                   {"resizes", std::move(resizes)}});
+  }
+  return out;
+}
+
+std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& runs) {
+  std::string out = fmt::format(
+      "<!doctype html><meta charset=\"utf-8\"><title>{0}</title><style>body{{font:15px "
+      "system-ui;max-width:960px;margin:2em auto}}"
+      "svg{{width:100%;background:#f4f6f8}}polygon{{fill:#4a7fb5}}figure{{margin:.6em "
+      "0}}pre{{overflow:auto}}</style><h1>{0}</h1>"
+      "<pre>{1}</pre>\n",
+      Escaped(title), Escaped(CapacityTable(runs)));
+  for (const auto& [name, r] : runs) {
+    out += fmt::format("<h2>{}</h2>\n", Escaped(name));
+    out += Curve("Arrivals a second", r.samples, [](const auto& s) { return s.arrivals; });
+    out += Curve("Devices", r.samples, [](const auto& s) { return s.devices; });
+    out += Curve("Waiting requests", r.samples, [](const auto& s) { return s.waiting; });
+    out += Curve("Running requests", r.samples, [](const auto& s) { return s.running; });
+    out += Curve("SLO attainment", r.samples, [](const auto& s) { return s.attainment; });
+    out += "<ol>";
+    for (const core::Decision& d : r.resizes)
+      out += fmt::format("<li>{:.0f} s: {} to {}: {}</li>\n", static_cast<double>(d.at) * 1e-9, d.from, d.to,
+                         Escaped(d.reason));
+    out += "</ol>\n";
+  }
+  return out;
+}
+
+}  // namespace elasticmoe::cli

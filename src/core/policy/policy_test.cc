@@ -1,0 +1,342 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+
+#include "base/rng.h"
+#include "core/policy/autoscaler.h"
+
+namespace elasticmoe::core {
+namespace {
+
+using ::testing::HasSubstr;
+constexpr TimeNs kSecond = 1'000'000'000;
+
+const StepCost kCost{.fixed_s = 0.01, .row_s = 2e-4, .expert_s = 2e-5, .kv_byte_s = 1e-11, .peer_s = 2e-4};
+const ServingShape kShape{.moe_layers = 10,
+                          .experts = 64,
+                          .top_k = 6,
+                          .kv_token_bytes = 1e5,
+                          .max_step_rows = 512,
+                          .max_running = 1024};
+
+TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
+  StepCostLearner learner(
+      {.fixed_s = 0.1, .row_s = 1e-3, .expert_s = 1e-4, .kv_byte_s = 1e-10, .peer_s = 1e-3});
+  Rng rng(1);
+  for (int i = 0; i < 3000; ++i) {
+    const StepShape shape{.devices = 2 + static_cast<int>(rng.Below(3)),
+                          .rows = 1 + rng.Uniform() * 200,
+                          .experts = rng.Uniform() * 600,
+                          .kv_bytes = rng.Uniform() * 1e9};
+    learner.Observe(shape, kCost.Seconds(shape));
+  }
+  const StepShape unseen{.devices = 8, .rows = 100, .experts = 80, .kv_bytes = 5e8};
+  EXPECT_NEAR(learner.cost().Seconds(unseen) / kCost.Seconds(unseen), 1.0, 0.05);
+}
+
+TEST(StepCost, KeepsThePriorWhereNothingWasMeasuredAndIgnoresNonsense) {
+  StepCostLearner learner(kCost);
+  learner.Observe({.devices = 1, .rows = 5}, std::nan(""));
+  learner.Observe({.devices = 1, .rows = 5}, -1);
+  EXPECT_EQ(learner.observed(), 0);
+  EXPECT_DOUBLE_EQ(learner.cost().row_s, kCost.row_s);
+}
+
+TEST(StepCost, NeverLearnsANegativeCoefficient) {
+  StepCostLearner learner(kCost);
+  for (int i = 1; i <= 200; ++i) learner.Observe({.devices = 2, .rows = 1.0 * i}, 0.1 - 1e-4 * i);
+  EXPECT_GE(learner.cost().row_s, 0);
+}
+
+TEST(StepCost, AManyRowedStepTouchesEveryExpertOnce) {
+  EXPECT_NEAR(ExpertsTouched(64, 6, 4, 1e4), 16, 1e-6);
+  EXPECT_NEAR(ExpertsTouched(64, 6, 1, 1), 6, 1e-9);
+  EXPECT_EQ(ExpertsTouched(0, 0, 4, 10), 0);
+}
+
+TEST(LoadEstimator, CountsArrivalsOfTheWindowAlone) {
+  LoadEstimator load(kSecond, 100 * kSecond);
+  load.Advance(0);
+  for (int i = 0; i < 50; ++i) load.Arrived(i * kSecond, 100);
+  const Load now = load.Upper(49 * kSecond, 10 * kSecond, 0);
+  EXPECT_DOUBLE_EQ(now.requests_s, 1.0);
+  EXPECT_DOUBLE_EQ(now.prompt_tokens, 100);
+  EXPECT_DOUBLE_EQ(load.Upper(80 * kSecond, 10 * kSecond, 0).requests_s, 0);
+  EXPECT_DOUBLE_EQ(load.Highest(80 * kSecond, 10 * kSecond, 60 * kSecond, 0).requests_s, 1.0);
+  EXPECT_EQ(load.SinceLastArrival(60 * kSecond), 11 * kSecond);
+}
+
+TEST(LoadEstimator, FewArrivalsMayBeMoreByChance) {
+  LoadEstimator load(kSecond, 100 * kSecond);
+  load.Advance(0);
+  for (int i = 0; i < 4; ++i) load.Arrived(20 * kSecond, 10);
+  EXPECT_DOUBLE_EQ(load.Upper(20 * kSecond, 10 * kSecond, 2).requests_s, 0.8);  // (4 + 2 * 2) / 10
+}
+
+Load Mix(double requests_s) {
+  return {.requests_s = requests_s, .prompt_tokens = 500, .output_tokens = 200, .prompt_square = 250'000};
+}
+
+TEST(Forecast, AttainmentFallsWithLoadAndRisesWithDevices) {
+  const SloTarget slo{.ttft_s = 2, .tpot_s = 0.1, .attainment = 0.95};
+  double last = 1.0;
+  for (double rate = 0.5; rate < 40; rate *= 1.5) {
+    const Forecast one = ForecastAt(kCost, kShape, Mix(rate), slo, 2, 0);
+    EXPECT_LE(one.attainment, last + 1e-9) << rate;
+    last = one.attainment;
+  }
+  EXPECT_LT(last, 0.5);
+  EXPECT_GT(ForecastAt(kCost, kShape, Mix(10), slo, 8, 0).attainment,
+            ForecastAt(kCost, kShape, Mix(10), slo, 2, 0).attainment);
+}
+
+TEST(Forecast, WhatWaitsDelaysWhatComes) {
+  const SloTarget slo{.ttft_s = 2, .tpot_s = 0.1, .attainment = 0.95};
+  const double free = ForecastAt(kCost, kShape, Mix(1), slo, 4, 0).attainment;
+  EXPECT_GT(free, 0.95);
+  EXPECT_LT(ForecastAt(kCost, kShape, Mix(1), slo, 4, 1e6).attainment, 0.05);
+}
+
+TEST(Forecast, ALoadBeyondTheCapacityIsNotStable) {
+  const Forecast one = ForecastAt(kCost, kShape, Mix(1000), {}, 2, 0);
+  EXPECT_FALSE(one.stable);
+  EXPECT_EQ(one.attainment, 0);
+  EXPECT_GT(one.tokens_s, 0);
+}
+
+AutoscalerOptions Options() {
+  AutoscalerOptions options;
+  options.slo = {.ttft_s = 2, .tpot_s = 0.1, .attainment = 0.95};
+  options.min_devices = 1;
+  options.max_devices = 8;
+  return options;
+}
+
+TEST(Autoscaler, RefusesOptionsByName) {
+  AutoscalerOptions options = Options();
+  options.slo.tpot_s = -1;
+  EXPECT_THAT(Autoscaler::Make(options, kShape, kCost).error().message, HasSubstr("slo_tpot=-1"));
+  options = Options();
+  options.min_devices = 9;
+  EXPECT_THAT(Autoscaler::Make(options, kShape, kCost).error().message, HasSubstr("min_devices=9"));
+  EXPECT_FALSE(ParsePolicy("magic"));
+}
+
+// A server in fluid: requests queue for prefill and run; steps cost what kCost says.
+struct Loop {
+  Autoscaler policy;
+  int devices;
+  double resize_s = 2;
+  std::vector<Decision> resizes;
+  double device_s = 0;
+  int met = 0, ended = 0;
+
+  void Run(double seconds, const std::function<double(double)>& rate, std::uint64_t seed) {
+    Rng rng(seed);
+    struct Request {
+      double arrived, first = -1;
+      double prompt, left;
+    };
+    std::vector<Request> requests;
+    double now = 0, next_arrival = 0, next_tick = 1, resize_end = -1;
+    int to = devices, from = devices;
+    while (now < seconds) {
+      while (next_arrival <= now) {
+        requests.push_back({next_arrival, -1, 500, 200});
+        policy.Arrived(static_cast<TimeNs>(now * 1e9), 500);
+        next_arrival += -std::log(1 - rng.Uniform()) / std::max(1e-6, rate(next_arrival));
+        if (rate(next_arrival) <= 0) next_arrival = std::max(next_arrival, std::floor(now) + 1);
+      }
+      double rows = 512.0 * devices, used = 0, running = 0, waiting_tokens = 0;
+      int waiting = 0;
+      for (Request& r : requests) running += r.prompt <= 0;
+      double prefill = 0;
+      std::vector<Request*> stepping;
+      for (Request& r : requests) {
+        if (r.prompt <= 0) {
+          stepping.push_back(&r);
+        } else if (prefill + running < rows) {
+          used = std::min(r.prompt, rows - running - prefill);
+          prefill += used;
+          r.prompt -= used;
+          if (r.prompt <= 0) stepping.push_back(&r);
+        }
+        if (r.prompt > 0) ++waiting, waiting_tokens += r.prompt;
+      }
+      const StepShape shape{.devices = devices,
+                            .rows = (running + prefill) / devices,
+                            .experts = ExpertsTouched(64, 6, devices, running + prefill) * 10,
+                            .kv_bytes = running / devices * 600 * 1e5};
+      const double t = running + prefill > 0 ? kCost.Seconds(shape) : 0.05;
+      if (running + prefill > 0) policy.Stepped(shape, t);
+      now += t;
+      device_s += t * std::max(devices, to);
+      for (Request* r : stepping) {
+        if (r->first < 0) r->first = now;
+        --r->left;
+      }
+      std::erase_if(requests, [&](const Request& r) {
+        if (r.left > 0) return false;
+        const double ttft = r.first - r.arrived, tpot = (now - r.first) / 199;
+        policy.Ended({static_cast<TimeNs>(now * 1e9), ttft, tpot, 200});
+        ++ended;
+        met += ttft <= 2 && tpot <= 0.1;
+        return true;
+      });
+      if (resize_end >= 0 && now >= resize_end) {
+        policy.Resized(from, to, resize_s);
+        devices = to;
+        resize_end = -1;
+      }
+      if (now >= next_tick) {
+        next_tick = std::floor(now) + 1;
+        const Decision d =
+            policy.Tick(static_cast<TimeNs>(now * 1e9), {.devices = devices,
+                                                         .resizing = resize_end >= 0,
+                                                         .running = static_cast<int>(running),
+                                                         .waiting = waiting,
+                                                         .waiting_prompt_tokens = waiting_tokens});
+        if (d.apply) {
+          from = devices;
+          to = d.to;
+          resize_end = now + resize_s;
+          resizes.push_back(d);
+        }
+      }
+    }
+  }
+  double Attainment() const { return ended == 0 ? 1 : 1.0 * met / ended; }
+};
+
+Loop MakeLoop(const AutoscalerOptions& options, int devices) {
+  return {*Autoscaler::Make(options, kShape, kCost), devices};
+}
+
+TEST(Autoscaler, SteadyLoadSettlesAndDoesNotFlap) {
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    Loop loop = MakeLoop(Options(), 4);
+    loop.Run(
+        600, [](double) { return 4.0; }, seed);
+    std::string all;
+    for (const Decision& d : loop.resizes)
+      all += fmt::format("{:.0f} s: {} -> {}: {}\n", d.at * 1e-9, d.from, d.to, d.reason);
+    EXPECT_LE(loop.resizes.size(), 3U) << all;
+    EXPECT_GT(loop.Attainment(), 0.95) << seed;
+  }
+}
+
+TEST(Autoscaler, ABurstTakesAtMostTwoResizesUpAndTwoDown) {
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    Loop loop = MakeLoop(Options(), 1);
+    loop.Run(
+        600, [](double t) { return t > 200 && t < 300 ? 8.0 : 0.5; }, seed);
+    int grows = 0, shrinks = 0;
+    std::string all;
+    for (const Decision& d : loop.resizes) {
+      (d.to > d.from ? grows : shrinks)++;
+      all += fmt::format("{:.0f} s: {} -> {}: {}\n", d.at * 1e-9, d.from, d.to, d.reason);
+    }
+    EXPECT_GE(grows, 1) << all;
+    EXPECT_LE(grows, 2) << all;
+    EXPECT_LE(shrinks, 2) << all;
+    EXPECT_GT(loop.Attainment(), 0.9) << all;
+    EXPECT_LT(loop.device_s, 0.75 * 8 * 600) << all;
+  }
+}
+
+ServingState At(int devices) {
+  return {.devices = devices};
+}
+
+TEST(Autoscaler, ManualScalingWins) {
+  Autoscaler policy = *Autoscaler::Make(Options(), kShape, kCost);
+  policy.Hold("an operator");
+  for (int i = 0; i < 50; ++i) policy.Arrived(i * kSecond / 5, 500);
+  const Decision held = policy.Tick(10 * kSecond, At(1));
+  EXPECT_EQ(held.code, DecisionCode::kManual);
+  EXPECT_FALSE(held.apply);
+  EXPECT_THAT(held.reason, HasSubstr("an operator"));
+  policy.Release();
+  EXPECT_EQ(policy.Tick(11 * kSecond, At(1)).code, DecisionCode::kGrow);
+}
+
+TEST(Autoscaler, ObserveOnlyDecidesButDoesNotApply) {
+  AutoscalerOptions options = Options();
+  options.observe = true;
+  Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+  for (int i = 0; i < 300; ++i) policy.Arrived(i * kSecond / 30, 500);
+  const Decision d = policy.Tick(10 * kSecond, At(1));
+  EXPECT_GT(d.to, 1);
+  EXPECT_FALSE(d.apply);
+}
+
+TEST(Autoscaler, RefusesToWidenWhereThroughputFalls) {
+  StepCost cost = kCost;
+  cost.peer_s = 1.0;  // each device more costs a second a step
+  Autoscaler policy = *Autoscaler::Make(Options(), kShape, cost);
+  for (int i = 0; i < 1000; ++i) policy.Arrived(i * kSecond / 100, 500);
+  const Decision d = policy.Tick(10 * kSecond, At(1));
+  EXPECT_EQ(d.code, DecisionCode::kWideningHurts) << d.reason;
+  EXPECT_FALSE(d.apply);
+}
+
+TEST(Autoscaler, SaysTheBestPossibleWhereNoSizeHolds) {
+  AutoscalerOptions options = Options();
+  options.slo.tpot_s = 1e-4;
+  Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+  for (int i = 0; i < 10; ++i) policy.Arrived(i * kSecond, 500);
+  const Decision d = policy.Tick(10 * kSecond, At(1));
+  EXPECT_EQ(d.code, DecisionCode::kNoSizeHolds) << d.reason;
+  EXPECT_THAT(d.reason, HasSubstr("best possible"));
+}
+
+TEST(Autoscaler, SleepsWhenNothingComesAndWakesForTheFirst) {
+  AutoscalerOptions options = Options();
+  options.min_devices = 0;
+  Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+  policy.Arrived(0, 500);
+  int devices = 2;
+  for (int second = 1; second < 200 && devices > 0; ++second) {
+    const Decision d = policy.Tick(second * kSecond, At(devices));
+    if (d.apply) devices = d.to;
+  }
+  EXPECT_EQ(devices, 0);
+  ServingState asleep = At(0);
+  asleep.waiting = 1;
+  asleep.waiting_prompt_tokens = 500;
+  policy.Arrived(300 * kSecond, 500);
+  const Decision d = policy.Tick(300 * kSecond, asleep);
+  EXPECT_EQ(d.code, DecisionCode::kWake);
+  EXPECT_GE(d.to, 1);
+}
+
+TEST(Autoscaler, NeverSleepsBelowTheMinimumAndNeverGrowsBeyondTheMaximum) {
+  AutoscalerOptions options = Options();
+  options.min_devices = 2;
+  options.max_devices = 3;
+  Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+  for (int second = 1; second < 500; ++second) {
+    for (int i = 0; i < (second < 100 ? 1000 : 0); ++i) policy.Arrived(second * kSecond, 500);
+    const Decision d = policy.Tick(second * kSecond, At(second % 2 + 2));
+    EXPECT_GE(d.to, 2);
+    EXPECT_LE(d.to, 3);
+  }
+}
+
+TEST(Autoscaler, ThresholdGrowsBelowItAndStaticNeverDoes) {
+  for (const PolicyKind kind : {PolicyKind::kThreshold, PolicyKind::kStatic}) {
+    AutoscalerOptions options = Options();
+    options.kind = kind;
+    Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+    for (int i = 0; i < 10; ++i) policy.Ended({kSecond, i < 2 ? 9.0 : 0.1, 0.01, 100});
+    const Decision d = policy.Tick(2 * kSecond, At(2));
+    EXPECT_DOUBLE_EQ(d.seen_attainment, 0.8);
+    EXPECT_EQ(d.to, kind == PolicyKind::kThreshold ? 3 : 2);
+    EXPECT_FALSE(d.reason.empty());
+  }
+}
+
+}  // namespace
+}  // namespace elasticmoe::core
