@@ -15,6 +15,7 @@
 #include <map>
 #include <set>
 
+#include "base/clock.h"
 #include "cli/http_client.h"
 #include "runtime/fd.h"
 
@@ -137,7 +138,7 @@ TreeUsage UsageOfTree(int root_pid) {
 MemorySampler::MemorySampler(int root_pid)
     : thread_([this, root_pid](const std::stop_token& stop) {
         while (!stop.stop_requested()) {
-          const TimeNs now = std::chrono::steady_clock::now().time_since_epoch().count();
+          const TimeNs now = Now();
           samples_.push_back({now, UsageOfTree(root_pid).memory_bytes});
           std::this_thread::sleep_for(kSampleEvery);
         }

@@ -26,8 +26,8 @@ inline constexpr int kMaxExperts = 1 << 12;
 inline constexpr int kMaxLayerExperts = 1 << 16;  // layers * experts: bounds the number of tensors
 
 // Fills vocab, hidden, max_positions, rms_eps, attention, eos_ids and as many layers (dense, no width yet)
-// as config says. Refuses with kUnimplemented what no family here has: a RoPE scaling other than linear, yarn and
-// llama3, an activation that is not silu. Windows, partial RoPE: see below.
+// as config says. Refuses with kUnimplemented what no family here has: a RoPE scaling other than linear, yarn
+// and llama3, an activation that is not silu. Windows, partial RoPE: see below.
 Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec);
 
 // The parts of ReadDecoder for families whose attention is their own: everything but attention, and RoPE's

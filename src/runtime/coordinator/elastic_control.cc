@@ -5,6 +5,7 @@
 #include <chrono>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "compute/layout.h"
 #include "runtime/coordinator/elastic_engine.h"
@@ -46,10 +47,9 @@ TimeNs ElasticEngine::TakeLongestGap() {
 
 Status ElasticEngine::Traced(std::string name, std::string lane, Json args,
                              const std::function<Status()>& task) {
-  TraceSpan span{std::move(name), std::move(lane),
-                 std::chrono::steady_clock::now().time_since_epoch().count(), 0, std::move(args)};
+  TraceSpan span{std::move(name), std::move(lane), Now(), 0, std::move(args)};
   Status status = task();
-  span.end = std::chrono::steady_clock::now().time_since_epoch().count();
+  span.end = Now();
   if (!status) span.args["error"] = status.error().message;
   if (trace_ != nullptr) trace_->Add(std::move(span));
   return status;
