@@ -335,10 +335,11 @@ int Compare(const Options& options) {
                      {"slo_tpot_ms", slo.tpot_ms.value_or(0)},
                      {"rows", json_rows}};
   const std::string title = fmt::format(
-      "\nresize {} -> {} devices{}, {}: {:.2f} requests/s of {} + {} tokens, step {:.1f} ms\n"
+      "\nresize {} -> {} devices{}, {}: {:.2f} requests/s of {} + {} tokens, step {:.1f} ms, longest time "
+      "without a token before {:.1f} ms\n"
       "during: the {:.1f} s after the command; SLO: TTFT <= {:.0f} ms, TPOT <= {:.0f} ms\n\n",
       options.from, options.to, options.domain_per_device ? " (a memory domain each)" : "", options.model,
-      rate, options.input_tokens, options.output_tokens, rows.front().step_ms,
+      rate, options.input_tokens, options.output_tokens, rows.front().step_ms, rows.front().usual_pause_ms,
       static_cast<double>(window) * 1e-9, slo.ttft_ms.value_or(0), slo.tpot_ms.value_or(0));
   std::string copies;
   for (const ResizeRow& row : rows)

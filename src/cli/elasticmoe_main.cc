@@ -29,6 +29,11 @@ int main(int argc, char** argv) {
   cli::RegisterBench(app, action);
   cli::RegisterSimulate(app, action);
   cli::RegisterProcesses(app, action);
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    constexpr int kWrongCommandLine = 2;
+    return app.exit(error) == 0 ? 0 : kWrongCommandLine;  // 0: --help
+  }
   return action();
 }

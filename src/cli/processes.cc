@@ -39,7 +39,6 @@ void RegisterProcesses(CLI::App& app, Action& action) {
 
   auto worker = std::make_shared<runtime::WorkerOptions>();
   CLI::App* worker_app = app.add_subcommand("worker", "One device of a server (started by serve)");
-  worker_app->add_option("--model", worker->model)->required();
   worker_app->add_option("--kernels", worker->kernels)->required();
   auto remap = std::make_shared<bool>(false);
   worker_app->add_flag("--remap-experts", *remap);

@@ -7,7 +7,6 @@ namespace {
 
 using State = RequestResult::State;
 
-constexpr TimeNs kSecond = 1'000'000'000;
 constexpr double kTtftRoom = 5, kTpotRoom = 2;
 
 double Median(std::vector<double> values) {
@@ -35,6 +34,17 @@ double PerSecond(const std::vector<TimeNs>& times, TimeNs from, TimeNs to) {
   const auto count =
       std::lower_bound(times.begin(), times.end(), to) - std::lower_bound(times.begin(), times.end(), from);
   return 1e9 * static_cast<double>(count) / static_cast<double>(to - from);
+}
+
+// Longest time without a token that begins in [from, to).
+double LongestGap(const std::vector<TimeNs>& times, TimeNs from, TimeNs to) {
+  TimeNs previous = from, longest = 0;
+  for (auto at = std::lower_bound(times.begin(), times.end(), from); at != times.end() && previous < to;
+       ++at) {
+    longest = std::max(longest, *at - previous);
+    previous = *at;
+  }
+  return static_cast<double>(longest) * 1e-6;
 }
 
 bool Refused(const RequestResult& request) {
@@ -108,13 +118,9 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
   // The first half fills the server.
   const double before = PerSecond(times, run.asked_ns / 2, run.asked_ns);
   row.during_throughput_ratio = Ratio(PerSecond(times, run.asked_ns, run.asked_ns + window_ns), before);
-  row.after_throughput_ratio = Ratio(PerSecond(times, last_due - kSecond, last_due), before);
-  TimeNs previous = run.asked_ns;
-  for (auto at = std::lower_bound(times.begin(), times.end(), run.asked_ns);
-       at != times.end() && previous < run.asked_ns + window_ns; ++at) {
-    row.pause_ms = std::max(row.pause_ms, static_cast<double>(*at - previous) * 1e-6);
-    previous = *at;
-  }
+  row.after_throughput_ratio = Ratio(PerSecond(times, run.done_ns, last_due), before);
+  row.usual_pause_ms = LongestGap(times, run.asked_ns / 2, run.asked_ns);
+  row.pause_ms = LongestGap(times, run.asked_ns, run.asked_ns + window_ns);
 
   std::uint64_t memory_before = 0, memory_after = 0, peak = 0;
   for (const MemorySample& sample : run.memory) {
@@ -134,6 +140,7 @@ Json ToJson(const ResizeRow& row) {
           {"first_capacity_ms", row.first_capacity_ms},
           {"total_ms", row.total_ms},
           {"pause_ms", row.pause_ms},
+          {"usual_pause_ms", row.usual_pause_ms},
           {"step_ms", row.step_ms},
           {"engine_pause_ms", row.engine_pause_ms},
           {"refused", row.refused},

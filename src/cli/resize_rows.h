@@ -31,13 +31,14 @@ struct ResizeRow {
   std::string strategy, error;
   double scaling_latency_ms = 0, first_capacity_ms = 0, total_ms = 0;
   double pause_ms = 0;         // longest time in which no client got a token, from the command on
+  double usual_pause_ms = 0;   // the longest such time before the command, once the load was on
   double step_ms = 0;          // median time between two tokens of a request, before it
   double engine_pause_ms = 0;  // longest time between two steps
   int refused = 0;             // answered 429 or 503, or no connection
   int failed = 0;              // any other end but the whole answer
   double during_throughput_ratio =
       0;  // tokens a second from the command on, for the window, over those before
-  double after_throughput_ratio = 0;  // in the last second of the load
+  double after_throughput_ratio = 0;  // from its report until the last request
   double peak_memory_ratio = 0;       // over the larger of before and after
   std::uint64_t bytes_copied = 0;
   double copy_ms = 0;

@@ -25,6 +25,7 @@ ResizeRun Steady() {
   ResizeRun run;
   run.strategy = "elastic";
   run.asked_ns = 4 * kS;
+  run.done_ns = 5 * kS;
   run.scaling_latency_ms = 100;
   for (TimeNs due = 0; due < 10 * kS; due += 100 * kMs)
     run.load.requests.push_back(Whole(due, due + 10 * kMs, 10 * kMs, 9));

@@ -157,8 +157,7 @@ int Close(const Json& operation, const Options& options) {
   const Json* report = FindField(operation, "report");
   if (report != nullptr && report->is_object())
     for (const auto& [key, value] : report->items())
-      if (value.is_primitive() && !value.is_null() &&
-          !(key == "first_capacity_ms" && value == 0))  // no token of a new device yet
+      if (value.is_primitive() && !value.is_null())  // e.g. no token of a new device yet
         std::fputs(ReportLine(key, value).c_str(), stdout);
   if (state == "done") {
     std::printf("now on %d device%s\n", options.devices, options.devices == 1 ? "" : "s");

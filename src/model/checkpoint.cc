@@ -173,7 +173,8 @@ Status TakeTensors(const Family& family, TensorIndex index, Checkpoint& checkpoi
 Status Read(Checkpoint& checkpoint) {
   EM_RETURN_IF_ERROR(CheckDirectory(checkpoint.directory));
   const fs::path path = checkpoint.directory / "config.json";
-  EM_ASSIGN_OR_RETURN(const Json config, ReadJson(path, kConfigLimitBytes));
+  EM_ASSIGN_OR_RETURN(checkpoint.config, ReadJson(path, kConfigLimitBytes));
+  const Json& config = checkpoint.config;
   auto quantization = ReadQuantization(config);
   if (!quantization) return Within(fmt::format("reading {}", path.string()), std::move(quantization.error()));
   const auto family = FamilyOf(config);
@@ -196,6 +197,7 @@ Status ReadGguf(Checkpoint& checkpoint) {
   const auto family = FamilyOf(*config);
   auto spec = family ? (*family)->Spec(*config) : tl::unexpected<Error>(family.error());
   if (!spec) return within(std::move(spec.error()));
+  checkpoint.config = *config;
   checkpoint.spec = *std::move(spec);
   if (auto status = ReadGenerationValues(GgufGenerationConfig(gguf), checkpoint); !status)
     return within(std::move(status.error()));
@@ -205,6 +207,11 @@ Status ReadGguf(Checkpoint& checkpoint) {
 }
 
 }  // namespace
+
+Expected<core::ModelSpec> SpecOf(const Json& config) {
+  EM_ASSIGN_OR_RETURN(const Family* family, FamilyOf(config));
+  return family->Spec(config);
+}
 
 Expected<Checkpoint> Checkpoint::Open(const fs::path& directory) {
   Checkpoint checkpoint;

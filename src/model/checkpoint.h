@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "core/spec.h"
 #include "model/family.h"
 #include "model/tensor_source.h"
@@ -28,7 +29,8 @@ struct GenerationDefaults {
 
 struct Checkpoint {
   std::filesystem::path directory;  // or the GGUF file
-  core::ModelSpec spec;
+  Json config;                      // config.json, or what a GGUF file's metadata come to
+  core::ModelSpec spec;             // what SpecOf(config) gives
   GenerationDefaults generation;
   std::vector<std::filesystem::path> files;
   std::vector<std::uint64_t> file_bytes;  // size of files[i]
@@ -44,5 +46,8 @@ struct Checkpoint {
   //   kUnimplemented     an unknown family, or a dtype, setting or extra tensor that would change the answers
   static Expected<Checkpoint> Open(const std::filesystem::path& model);
 };
+
+// The model that a config.json describes, for whoever needs no weights. Errors as Open's.
+Expected<core::ModelSpec> SpecOf(const Json& config);
 
 }  // namespace elasticmoe::model

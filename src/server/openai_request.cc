@@ -13,8 +13,8 @@ constexpr std::int64_t kMaxInt = std::numeric_limits<int>::max();
 constexpr std::size_t kMaxStopStrings = 64;
 constexpr std::size_t kMaxStopBytes = 1024;  // of one: bounds what a stream holds back
 constexpr std::size_t kMaxStopIds = 1024;
-constexpr std::size_t kMaxBiases = 4096;
-constexpr int kMaxN = 128;  // as OpenAI
+constexpr std::size_t kMaxBiases = 1024;  // what a table slot holds (runtime/exchange.h)
+constexpr int kMaxN = 128;                // as OpenAI
 // Keys of an object are searched one after another.
 constexpr std::size_t kMaxFields = 1024;
 constexpr std::size_t kMaxTemplateVariables = 256;

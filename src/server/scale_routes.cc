@@ -53,8 +53,8 @@ HttpResponse Refusal(const Error& error, const std::string& param) {
                            {"code", status}}}});
 }
 
-double Milliseconds(TimeNs from, std::optional<TimeNs> to) {
-  return to ? static_cast<double>(*to - from) / 1e6 : 0.0;
+Json Milliseconds(TimeNs from, std::optional<TimeNs> to) {
+  return to ? Json(static_cast<double>(*to - from) / 1e6) : Json();
 }
 
 Json Operation(const core::ResizeReport& report) {

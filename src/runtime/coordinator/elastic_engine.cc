@@ -77,7 +77,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
     EM_ASSIGN_OR_RETURN(placement_, hmm_->Recorded());
   }
   InstanceOptions instance_options;
-  instance_options.model = options_.model;
+  instance_options.config = checkpoint_.config;
   instance_options.kernels = options_.kernels;
   instance_options.threads_per_device = options_.threads_per_device;
   instance_options.first_cpu = options_.first_cpu;

@@ -23,8 +23,6 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
   SpawnOptions spawn;
   spawn.inherit = {ends.second.get(), exchange_.fd()};
   spawn.arguments = {"worker",
-                     "--model",
-                     options_.model.string(),
                      "--kernels",
                      options_.kernels,
                      "--control-fd",
@@ -37,6 +35,7 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
   Worker worker;
   EM_ASSIGN_OR_RETURN(worker.process, SpawnSelf(spawn));
   worker.channel = std::move(ends.first);
+  EM_RETURN_IF_ERROR(worker.channel.Send(options_.config));  // before any request; it has no answer
   return worker;
 }
 

@@ -4,7 +4,6 @@
 // least recently used one ends. Blocking calls; not thread-safe.
 #pragma once
 
-#include <filesystem>
 #include <functional>
 #include <list>
 #include <map>
@@ -20,7 +19,7 @@
 namespace elasticmoe::runtime {
 
 struct InstanceOptions {
-  std::filesystem::path model;
+  Json config;          // the model's config.json
   std::string kernels;  // a name, not "auto"
   int threads_per_device = 1;
   int first_cpu = 0;

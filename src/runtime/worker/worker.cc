@@ -156,14 +156,16 @@ int RunWorker(const WorkerOptions& options) {
     LogError("{}", error.message);
     return 1;
   };
-  auto checkpoint = model::Checkpoint::Open(options.model);
-  if (!checkpoint) return fail(checkpoint.error());
+  Channel control{Fd(options.control_fd)};
+  auto config = control.Receive();
+  if (!config) return fail(config.error());
+  auto spec = model::SpecOf(config->body);
+  if (!spec) return fail(spec.error());
   auto kernels = compute::FindKernels(options.kernels);
   if (!kernels) return fail(kernels.error());
   auto exchange = Exchange::Attach(options.exchange_fd);
   if (!exchange) return fail(exchange.error());
-  Worker worker(std::move(checkpoint->spec), **kernels, options.expert_table, Channel(Fd(options.control_fd)),
-                std::move(*exchange));
+  Worker worker(std::move(*spec), **kernels, options.expert_table, std::move(control), std::move(*exchange));
   return worker.Run();
 }
 

@@ -11,7 +11,6 @@
 // The channel's end is the worker's end.
 #pragma once
 
-#include <filesystem>
 #include <string>
 
 #include "runtime/worker/expert_table.h"
@@ -19,14 +18,15 @@
 namespace elasticmoe::runtime {
 
 struct WorkerOptions {
-  std::filesystem::path model;  // config.json is read, no weights
-  std::string kernels;          // name of the table, the same in all workers of an instance
+  std::string kernels;  // name of the table, the same in all workers of an instance
   ExpertTableKind expert_table = ExpertTableKind::kPointer;
   int control_fd = -1;
   int exchange_fd = -1;
 };
 
-// Runs until the control channel ends; returns the process's exit code.
+// The first message on the control channel is the model's config.json: a worker needs no file, so it starts
+// also where the checkpoint has been deleted. Runs until the control channel ends; returns the process's exit
+// code.
 int RunWorker(const WorkerOptions& options);
 
 }  // namespace elasticmoe::runtime
