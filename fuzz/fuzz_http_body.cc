@@ -6,7 +6,6 @@
 
 #include "server/openai_request.h"
 #include "server/stop_matcher.h"
-#include "server/tool_calls.h"
 
 namespace {
 
@@ -20,9 +19,6 @@ void Show(const elasticmoe::server::ApiResult<T>& result) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   using namespace elasticmoe::server;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  ToolCallParser tools(true);
-  (void)tools.Add(text);
-  (void)tools.Finish();
   const auto body = ParseBody(text);
   Show(body);
   if (!body) return 0;

@@ -76,4 +76,23 @@ Expected<MemoryPlan> PlanMemory(const MemoryRequest& request) {
   return plan;
 }
 
+std::size_t GrowthBytes(const GrowthRequest& request) {
+  if (request.joining <= 0) return 0;
+  const std::size_t joining = static_cast<std::size_t>(request.joining);
+  std::size_t bytes = joining * request.kv_memory_bytes;
+  if (request.domain_per_device)
+    bytes += joining * (request.shared_bytes +
+                        request.all_expert_bytes / static_cast<std::size_t>(std::max(request.devices, 1)));
+  return bytes;
+}
+
+Status CheckGrowth(const GrowthRequest& request) {
+  const std::size_t bytes = GrowthBytes(request);
+  if (request.available_bytes == 0 || bytes <= request.available_bytes) return {};
+  return Fail(ErrorCode::kResourceExhausted,
+              "growing to {} devices needs {:.1f} MiB more (KV {:.1f} each) but the machine has {:.1f} MiB "
+              "available; lower --kv-memory or free memory",
+              request.devices, MiB(bytes), MiB(request.kv_memory_bytes), MiB(request.available_bytes));
+}
+
 }  // namespace elasticmoe::core

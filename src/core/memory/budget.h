@@ -39,4 +39,22 @@ struct MemoryPlan {
 // kResourceExhausted with the numbers and what to change; kInvalidArgument for a KV memory below one block.
 Expected<MemoryPlan> PlanMemory(const MemoryRequest& request);
 
+// What a server takes of the machine beyond what it has, when devices join.
+struct GrowthRequest {
+  int joining = 0;
+  int devices = 1;  // after it
+  std::size_t shared_bytes = 0;
+  std::size_t all_expert_bytes = 0;  // of all layers together
+  std::size_t kv_memory_bytes = 0;   // a device
+  bool domain_per_device = false;
+  std::size_t available_bytes = 0;  // what the machine can give now; 0 = not known
+};
+
+// At its peak: KV memory, and between domains the non-expert weights and each new device's experts, whose old
+// copies go only after the commit.
+std::size_t GrowthBytes(const GrowthRequest& request);
+
+// kResourceExhausted with the numbers and what to change.
+Status CheckGrowth(const GrowthRequest& request);
+
 }  // namespace elasticmoe::core

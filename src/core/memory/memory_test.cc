@@ -95,5 +95,20 @@ TEST(Budget, RefusesWithTheNumbersAndWhatToChange) {
   EXPECT_EQ(PlanMemory(request).error().code, ErrorCode::kInvalidArgument);
 }
 
+TEST(Growth, IsRefusedWithTheNumbersWhereTheMachineHasTooLittle) {
+  constexpr std::size_t kMiB = 1 << 20;
+  GrowthRequest request{2, 4, 100 * kMiB, 800 * kMiB, 50 * kMiB, false, 100 * kMiB};
+  EXPECT_EQ(GrowthBytes(request), 100 * kMiB);
+  EXPECT_TRUE(CheckGrowth(request));
+  request.domain_per_device = true;  // shared weights and a quarter of the experts for each of the two
+  EXPECT_EQ(GrowthBytes(request), (100 + 2 * (100 + 200)) * kMiB);
+  const Status refused = CheckGrowth(request);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().code, ErrorCode::kResourceExhausted);
+  EXPECT_NE(refused.error().message.find("700.0 MiB more"), std::string::npos) << refused.error().message;
+  request.joining = -1;
+  EXPECT_TRUE(CheckGrowth(request));
+}
+
 }  // namespace
 }  // namespace elasticmoe::core

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "compute/layout.h"
+#include "core/memory/budget.h"
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
@@ -117,6 +118,19 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
           static_cast<double>(rows - (index < rows_at_resize_.size() ? rows_at_resize_[index] : 0)));
     }
   return facts;
+}
+
+Status ElasticEngine::CheckGrowth(int devices) const {
+  const core::PlanFacts facts = BaseFacts();
+  core::GrowthRequest request;
+  request.devices = devices;
+  request.joining = devices - static_cast<int>(PlacementNow().members().size());
+  request.shared_bytes = facts.shared_bytes;
+  request.all_expert_bytes = facts.expert_bytes * facts.layers * facts.experts;
+  request.kv_memory_bytes = kv_memory_bytes_;
+  request.domain_per_device = options_.domain_per_device;
+  request.available_bytes = AvailableMemory();
+  return core::CheckGrowth(request);
 }
 
 Expected<core::Placement> ElasticEngine::FirstPlacement() const {

@@ -98,6 +98,9 @@ class ElasticEngine : public Engine {
   // What a plan to `devices` members has to know: budgets, and the experts' load since the last resize.
   core::PlanFacts Facts(int devices) const;
 
+  // Whether the machine has the memory for so many. kResourceExhausted with the numbers.
+  Status CheckGrowth(int devices) const;
+
   // ---- for the resize controller; its thread calls them. Blocking; `stop` ends a wait.
   void SetObserver(
       std::function<void(const core::ResizeEvent&)> observer);  // deaths, recoveries, first tokens

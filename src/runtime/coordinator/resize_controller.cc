@@ -101,6 +101,7 @@ Expected<core::ResizeReport> ResizeController::Start(core::ResizeCommand command
     return Fail(ErrorCode::kInvalidArgument, "devices: {} is above --max-devices={}", command.count,
                 engine_.options().max_devices);
   const std::string operation = command.operation;
+  if (!Find(operation) && !Running()) EM_RETURN_IF_ERROR(engine_.CheckGrowth(command.count));
   const core::PlanFacts facts = engine_.Facts(command.count);
   if (!Running()) trace_.Begin(operation);
   return Submit(core::CommandEvent{std::move(command), facts}, operation);
