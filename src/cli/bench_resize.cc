@@ -21,6 +21,7 @@ namespace {
 
 constexpr char kCommand[] = "bench resize";
 constexpr TimeNs kMillisecond = 1'000'000, kSecond = 1'000'000'000;
+constexpr TimeNs kSettle = 3 * kSecond;  // of load after the end of the operation
 constexpr TimeNs kPollEvery = 10 * kMillisecond;
 constexpr TimeNs kStartTimeout = 600 * kSecond;
 constexpr double kLoadShare = 0.7;  // of what the server can do, unless --rate says another
@@ -248,7 +249,7 @@ Expected<ResizeRun> RunStrategy(const Options& options, const std::string& strat
   const TimeNs origin = loop.Now();
   const TimeNs least_end = origin + Seconds(options.before_s + options.after_s);
   Resizer resizer(loop, control, run, options.to, [&] {
-    ending.At(std::max(least_end, loop.Now() + kSecond), [&] { traffic.StopStarting(); });
+    ending.At(std::max(least_end, loop.Now() + kSettle), [&] { traffic.StopStarting(); });
   });
   resizer.AskAt(origin + Seconds(options.before_s), origin);
   MemorySampler memory(server->pid());

@@ -36,12 +36,34 @@ double PerSecond(const std::vector<TimeNs>& times, TimeNs from, TimeNs to) {
   return 1e9 * static_cast<double>(count) / static_cast<double>(to - from);
 }
 
-// Longest time without a token that begins in [from, to).
-double LongestGap(const std::vector<TimeNs>& times, TimeNs from, TimeNs to) {
+// Starts of the times in which somebody waited for a token, in order. Whoever was refused or cut off waits
+// until anybody gets one again.
+std::vector<TimeNs> BusyStarts(const LoadResult& load, const std::vector<TimeNs>& times) {
+  std::vector<std::pair<TimeNs, TimeNs>> busy;
+  for (const RequestResult& request : load.requests) {
+    const auto next = std::upper_bound(times.begin(), times.end(), request.done_ns);
+    const bool waits = request.state != State::kCompleted && next != times.end();
+    busy.emplace_back(request.due_ns, waits ? *next : request.done_ns);
+  }
+  std::sort(busy.begin(), busy.end());
+  std::vector<TimeNs> starts;
+  TimeNs end = -1;
+  for (const auto& [due, done] : busy) {
+    if (due > end) starts.push_back(due);
+    end = std::max(end, done);
+  }
+  return starts;
+}
+
+// Longest time without a token that begins in [from, to), while some request was on its way.
+double LongestGap(const std::vector<TimeNs>& times, const std::vector<TimeNs>& busy_starts, TimeNs from,
+                  TimeNs to) {
   TimeNs previous = from, longest = 0;
   for (auto at = std::lower_bound(times.begin(), times.end(), from); at != times.end() && previous < to;
        ++at) {
-    longest = std::max(longest, *at - previous);
+    const auto busy = std::upper_bound(busy_starts.begin(), busy_starts.end(), *at);
+    const TimeNs since = busy == busy_starts.begin() ? previous : std::max(previous, *std::prev(busy));
+    longest = std::max(longest, *at - since);
     previous = *at;
   }
   return static_cast<double>(longest) * 1e-6;
@@ -119,8 +141,9 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
   const double before = PerSecond(times, run.asked_ns / 2, run.asked_ns);
   row.during_throughput_ratio = Ratio(PerSecond(times, run.asked_ns, run.asked_ns + window_ns), before);
   row.after_throughput_ratio = Ratio(PerSecond(times, run.done_ns, last_due), before);
-  row.usual_pause_ms = LongestGap(times, run.asked_ns / 2, run.asked_ns);
-  row.pause_ms = LongestGap(times, run.asked_ns, run.asked_ns + window_ns);
+  const std::vector<TimeNs> busy_starts = BusyStarts(run.load, times);
+  row.usual_pause_ms = LongestGap(times, busy_starts, run.asked_ns / 2, run.asked_ns);
+  row.pause_ms = LongestGap(times, busy_starts, run.asked_ns, run.asked_ns + window_ns);
 
   std::uint64_t memory_before = 0, memory_after = 0, peak = 0;
   for (const MemorySample& sample : run.memory) {
