@@ -38,6 +38,12 @@ def await_end(server, operation):
         time.sleep(0.01)
 
 
+def blocks_of_memory(server):
+    """What the kernel says that the daemon's memory objects take."""
+    fds = pathlib.Path(f"/proc/{server.children('hmm')[0]}/fd")
+    return sum(os.stat(fd).st_blocks for fd in fds.iterdir() if os.readlink(fd).startswith("/memfd:"))
+
+
 def members(server):
     return [d["device"] for d in get(server, "/v1/cluster")[1]["devices"] if d["member"]]
 
@@ -88,6 +94,17 @@ class ResizeErrors(unittest.TestCase):
             self.assert_serves(server, [0])
             start(server, 2, operation_id="again")
             self.assertEqual("done", await_end(server, "again")["state"])
+            self.assert_serves(server, [0, 1])
+
+    def test_a_shrink_that_is_cancelled_leaves_no_copies(self):
+        with Server(devices=2, flags=SLOW) as server:
+            before = blocks_of_memory(server)
+            start(server, 1, operation_id="first")
+            time.sleep(0.3)  # experts are on their way
+            self.assertEqual(200, self.cancel(server, "first")[0])
+            self.assertEqual("aborted", await_end(server, "first")["state"])
+            time.sleep(0.2)
+            self.assertEqual(before, blocks_of_memory(server))
             self.assert_serves(server, [0, 1])
 
     def test_a_deadline_that_passes_aborts(self):

@@ -110,6 +110,7 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
       device.expert_budget_bytes = std::max<std::uint64_t>(left, 1);  // 0 would mean no limit
   }
   facts.redundancy = std::min(options_.redundant_experts, facts.experts * std::max(devices - 1, 0));
+  const std::scoped_lock lock(instances_mutex_);
   for (int layer = 0; layer < facts.layers; ++layer)
     for (int expert = 0; expert < facts.experts; ++expert) {
       const std::size_t index = facts.load.size();
@@ -273,10 +274,6 @@ Status ElasticEngine::AwaitHmm(const std::stop_token& stop) {
 
 Status ElasticEngine::EnsureStandby() {
   const std::scoped_lock lock(instances_mutex_);
-  rows_at_resize_.clear();
-  for (int layer = 0; layer < moe_layers_; ++layer)
-    for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
-      rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
   if (instances_->StandbyCount() > 0) return {};
   EM_RETURN_IF_ERROR(instances_->AddStandby());
   Rewatch();
@@ -367,6 +364,10 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
   }));
   // Before anything of the epoch before it is given up: an adopted HMM always has what it has recorded.
   const std::scoped_lock lock(instances_mutex_);
+  rows_at_resize_.clear();
+  for (int layer = 0; layer < moe_layers_; ++layer)
+    for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
+      rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
   if (Status recorded = hmm_->Record(placement); !recorded)
     LogWarn("{}", recorded.error().message);  // it died: the next one is told when it takes over
   return {};
@@ -375,6 +376,23 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
 Status ElasticEngine::ReleaseStage(const std::vector<core::ExpertDrop>& drops) {
   if (options_.domain_per_device) return peers_->DropExperts(drops);
   return {};  // inside a domain the pages of an expert stay where they are
+}
+
+Status ElasticEngine::Forget(const std::stop_token& stop) {
+  if (!options_.domain_per_device) return {};  // an epoch that no step names is forgotten by itself
+  EM_RETURN_IF_ERROR(AwaitHmm(stop));
+  MemoryMap map;
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    prepared_.reset();
+    EM_ASSIGN_OR_RETURN(const AttachedMemory found, hmm_->Describe());
+    map = found.map;
+  }
+  EM_RETURN_IF_ERROR(peers_->Restore(map, PlacementNow()));
+  const std::scoped_lock lock(instances_mutex_);
+  EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());
+  PublishKvBlocks();
+  return {};
 }
 
 // ---------------------------------------------------------------- sequences

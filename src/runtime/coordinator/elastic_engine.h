@@ -114,6 +114,7 @@ class ElasticEngine : public Engine {
   Status PrepareStage(const core::PlanStage& stage, const std::stop_token& stop);
   Status Commit(const core::Placement& placement);  // at a step boundary
   Status ReleaseStage(const std::vector<core::ExpertDrop>& drops);
+  Status Forget(const std::stop_token& stop);  // what was copied for stages that were not committed
   // Until `leaving` have no sequence and nobody's KV is on its way.
   Status MoveSequences(const std::vector<DeviceId>& leaving, const std::stop_token& stop);
   // One piece of work towards each member's share of KV memory, and none for devices that have gone. A new
@@ -199,7 +200,7 @@ class ElasticEngine : public Engine {
   std::optional<PeerCopies> peers_;
   std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
   std::chrono::steady_clock::time_point vacating_since_;
-  std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), when the last resize began
+  std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), at the last commit
 
   // Owned by the engine's thread once it runs.
   std::optional<Exchange> exchange_;

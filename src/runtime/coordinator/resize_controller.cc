@@ -213,8 +213,7 @@ void ResizeController::Execute(const core::ResizeAction& action, const std::stop
     if (status) status = engine_.MoveSequences(a->leaving, stop);
     answer(a->ticket, std::move(status), "hand sequences over", "engine", {{"leaving", a->leaving.size()}});
   } else if (const auto* a = std::get_if<core::RollBack>(&action)) {
-    // An epoch that no step names is forgotten by itself.
-    answer(a->ticket, {}, "roll back", "controller");
+    answer(a->ticket, engine_.Forget(stop), "roll back", "controller");
   } else if (const auto* a = std::get_if<core::RetireDevice>(&action)) {
     answer(a->ticket, engine_.Retire(a->device), "retire", fmt::format("device {}", a->device));
   }
