@@ -22,6 +22,9 @@ struct EngineFlags {
   std::string expert_table = "pointer";
 };
 
+// --weights, which every process of a server has.
+void AddWeightsFlag(CLI::App& app, core::WeightFormat& weights);
+
 void AddEngineFlags(CLI::App& app, EngineFlags& flags);
 
 // Fills in what was left to us, starts the engine, and draws the progress of loading on a terminal.
