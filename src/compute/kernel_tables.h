@@ -12,7 +12,9 @@ QuantizedKernels Avx2QuantizedKernels();  // REQUIRES: avx2, fma
 QuantizedKernels VnniQuantizedKernels();  // REQUIRES: avx512 f, bw, vl, dq, vnni, bf16
 const Kernels& Avx2Kernels();             // REQUIRES: avx2, fma
 const Kernels& Avx512Bf16Kernels();       // REQUIRES: avx512 f, bw, vl, dq, bf16
-const Kernels& AmxBf16Kernels();  // REQUIRES: those, amx tile and bf16, and leave of the kernel to use tiles
+QuantizedKernels AmxQuantizedKernels();   // REQUIRES: those, amx tile and int8
+const Kernels&
+AmxBf16Kernels();  // REQUIRES: those, vnni, amx tile, bf16 and int8, and leave of the kernel to use tiles
 #endif
 
 }  // namespace elasticmoe::compute
