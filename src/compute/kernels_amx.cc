@@ -1,7 +1,7 @@
-// AMX-BF16: products by TDPBF16PS on 16 x 16 tiles, everything else as avx512bf16. A panel's packed weights
-// are two tile columns as they stand (rows of 16 pairs, 128 bytes apart). Each output adds its pairs front to
-// back, 16 pairs a tile, whether 1 or 32 rows share the tiles: the last, shorter tile of k is filled up with
-// zeros, which add nothing.
+// AMX-BF16: products by TDPBF16PS on 16 x 16 tiles, attention too (attend_amx.cc), everything else as
+// avx512bf16. A panel's packed weights are two tile columns as they stand (rows of 16 pairs, 128 bytes
+// apart). Each output adds its pairs front to back, 16 pairs a tile, whether 1 or 32 rows share the tiles:
+// the last, shorter tile of k is filled up with zeros, which add nothing.
 //
 // Tiles: 0-3 sums, 4-5 activations, 6-7 (and 5) weights. A call leaves no tile state behind, so that a thread
 // that sleeps has none to save.
@@ -294,6 +294,8 @@ const Kernels& AmxBf16Kernels() {
     amx.matmul = Matmul;
     amx.gate_up = GateUp;
     amx.quantized = AmxQuantizedKernels();
+    amx.store_kv = AmxAttention().store_kv;
+    amx.attend = AmxAttention().attend;
     return amx;
   }();
   return table;
