@@ -70,6 +70,12 @@ struct Softmax {
   float rescale = 1;  // of what earlier spans left in the output
 };
 
+// A block's K or V of one head is a few KiB somewhere in memory: too short for the machine to see it coming.
+inline void Prefetch(const Bf16* from, std::size_t bytes) {
+  for (std::size_t line = 0; line < bytes; line += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(from) + line, _MM_HINT_T0);
+}
+
 // scores[block] = q . k of a block, unscaled.
 void Score(const Bf16* keys, int dim, Scratch& scratch, int block) {
   constexpr int kKeyBytes = kBlockTokens * 2 * sizeof(Bf16);
@@ -133,8 +139,10 @@ void Skip(int i, int blocks, Scratch& scratch, Softmax& softmax) {
 }
 
 // out = out * rescale + weights x values, for all queries.
-void AddValues(const Bf16* const* values, const int* strides, int first_block, int blocks, int dim,
-               Scratch& scratch, const Softmax* softmax, const Query* queries, int count) {
+// Meanwhile the next span's keys are fetched.
+void AddValues(const Bf16* const* values, const int* strides, const Bf16* const* next_keys, int next_blocks,
+               int first_block, int blocks, int dim, Scratch& scratch, const Softmax* softmax,
+               const Query* queries, int count) {
   Settle(&scratch);
   const int tiles = (dim + kValueDim - 1) / kValueDim;
   const auto multiply = [&](int tile) {
@@ -152,6 +160,9 @@ void AddValues(const Bf16* const* values, const int* strides, int first_block, i
   for (int tile = 0; tile < tiles; ++tile) {
     // One behind: tile stores are slow to be read back.
     if (tile + 1 < tiles) multiply(tile + 1);
+    for (int b = 0; b < next_blocks; ++b)
+      Prefetch(next_keys[b] + std::size_t(tile) * kValueDim * kBlockTokens,
+               kValueDim * kBlockTokens * sizeof(Bf16));
     const __mmask16 lanes = FirstLanes(dim - tile * kValueDim);
     for (int i = 0; i < count; ++i) {
       float* out = queries[i].out + tile * kValueDim;
@@ -203,8 +214,9 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
     int strides[kSpanBlocks];
     for (int b = first_block; b < blocks; ++b) {
       std::byte* block = cache.Block(block_table[begin / kBlockTokens + b]);
-      Score(KeyOf(kv, layer, kv_head, block), dim, scratch, b);
       values[b] = ValueOf(kv, layer, kv_head, block);
+      Prefetch(values[b], kv.HeadBytes());
+      Score(KeyOf(kv, layer, kv_head, block), dim, scratch, b);
       strides[b] = dim * 2 * static_cast<int>(sizeof(Bf16));
       const int present = std::min(kBlockTokens, tokens - begin - b * kBlockTokens);
       if (present < kBlockTokens || dim % kValueDim != 0) {
@@ -222,7 +234,12 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
         Skip(i, blocks, scratch, softmax[i]);
       }
     }
-    AddValues(values, strides, first_block, blocks, dim, scratch, softmax, queries, count);
+    const Bf16* next_keys[kSpanBlocks];
+    int next_blocks = 0;
+    for (int next = begin + kSpan; next < tokens && next_blocks < kSpanBlocks; next += kBlockTokens)
+      next_keys[next_blocks++] = KeyOf(kv, layer, kv_head, cache.Block(block_table[next / kBlockTokens]));
+    AddValues(values, strides, next_keys, next_blocks, first_block, blocks, dim, scratch, softmax, queries,
+              count);
   }
   _tile_release();
   for (int i = 0; i < count; ++i) {
