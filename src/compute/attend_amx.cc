@@ -121,8 +121,8 @@ void Advance(int i, int first_block, int blocks, int first, int count, float sca
   __m512 sum = _mm512_setzero_ps();
   for (int b = first_block; b < blocks; ++b) {
     const __m512 p = _mm512_maskz_mov_ps(valid[b], Exp(_mm512_sub_ps(scores[b], shift)));
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh(p);
-    const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(p, FloatOf(high)));
+    const __m256i high = Bf16Of(p);
+    const __m256i low = Bf16Of(_mm512_sub_ps(p, FloatOf(high)));
     _mm256_store_si256(reinterpret_cast<__m256i*>(scratch.high[b][i]), high);
     _mm256_store_si256(reinterpret_cast<__m256i*>(scratch.low[b][i]), low);
     sum = _mm512_add_ps(sum, p);
@@ -206,7 +206,7 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
   for (int i = 0; i < count; ++i) {
     for (int d = 0; d < padded; d += 16) {
       const __m512 q = _mm512_maskz_loadu_ps(FirstLanes(std::max(0, dim - d)), queries[i].q + d);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(&scratch.q[i][d]), (__m256i)_mm512_cvtneps_pbh(q));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(&scratch.q[i][d]), Bf16Of(q));
     }
     std::memset(queries[i].out, 0, std::size_t(dim) * sizeof(float));
     tokens = std::max(tokens, queries[i].tokens);

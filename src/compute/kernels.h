@@ -52,7 +52,7 @@ struct QuantizedKernels {
 };
 
 struct Kernels {
-  std::string_view name;         // "reference", "avx2", "avx512bf16", "amxbf16"
+  std::string_view name;         // "reference", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
   int activation_bytes = 4;      // of one activation element: 4 = float32, 2 = bf16
   int kv_element_bytes = 4;      // of one K or V element in the cache
   bool wants_even_rows = false;  // faster where the rows of a call lie at one distance from each other
