@@ -79,6 +79,18 @@ struct MoeSpec {
   bool shared_gate = false;       // its output is weighted by sigmoid(gate . x)
 };
 
+// Of a gated MLP, dense or expert, from its sums gate and up.
+struct ActivationSpec {
+  enum class Kind {
+    kSilu,           // gate * sigmoid(gate) * up
+    kClampedSwiglu,  // g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = up within +-limit
+                     // (gpt-oss)
+  };
+  Kind kind = Kind::kSilu;
+  float alpha = 1.702F;  // of kClampedSwiglu
+  float limit = 7.0F;
+};
+
 struct LayerSpec {
   bool moe = false;
   int dense_width = 0;  // intermediate size where !moe
@@ -92,6 +104,7 @@ struct ModelSpec {
   int max_positions = 0;  // context limit in tokens
   float rms_eps = 1e-6F;
   bool tied_head = false;
+  ActivationSpec activation;
   AttentionSpec attention;
   MoeSpec moe;
   std::vector<LayerSpec> layers;
