@@ -20,7 +20,7 @@ struct Activation {
 };
 
 // One value, in plain float32: what the tables are held against. `gate` and `up` have their biases.
-inline float Activate(const core::ActivationSpec& spec, float gate, float up) {
+[[gnu::always_inline]] inline float Activate(const core::ActivationSpec& spec, float gate, float up) {
   if (spec.kind == core::ActivationSpec::Kind::kSilu) return gate / (1.0F + std::exp(-gate)) * up;
   gate = std::min(gate, spec.limit);
   up = std::clamp(up, -spec.limit, spec.limit);

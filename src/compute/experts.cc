@@ -69,8 +69,10 @@ class ExpertRun {
       const Piece& piece = gate_pieces_[i];
       const ExpertBatch& batch = batches_[piece.batch];
       const std::size_t first = first_row_[piece.batch];
-      kernels_.gate_up(batch.weights.gate, batch.weights.up, in_ + first, static_cast<int>(batch.rows.size()),
-                       piece.first_panel, piece.last_panel, hidden_ + first);
+      const Activation activation{spec_.activation, batch.weights.gate_bias, batch.weights.up_bias};
+      kernels_.gate_up(batch.weights.gate, batch.weights.up, activation, in_ + first,
+                       static_cast<int>(batch.rows.size()), piece.first_panel, piece.last_panel,
+                       hidden_ + first);
     });
     threads_.Run(down_count_, [this](int i) {
       const Piece& piece = down_pieces_[i];
@@ -78,6 +80,7 @@ class ExpertRun {
       const std::size_t first = first_row_[piece.batch];
       kernels_.matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()),
                       piece.first_panel, piece.last_panel, out_ + first);
+      if (batch.weights.down_bias != nullptr) AddDownBias(piece);
     });
   }
 
@@ -120,6 +123,13 @@ class ExpertRun {
       Cut(static_cast<int>(b), PanelsOf(batch.weights.gate.n), GateCost(batch), gate_pieces_, gate_count_);
       Cut(static_cast<int>(b), PanelsOf(spec_.hidden), DownCost(batch), down_pieces_, down_count_);
     }
+  }
+
+  void AddDownBias(const Piece& piece) const {
+    const ExpertBatch& batch = batches_[piece.batch];
+    const int begin = piece.first_panel * kPanel, end = std::min(piece.last_panel * kPanel, spec_.hidden);
+    for (std::size_t row = 0; row < batch.rows.size(); ++row)
+      for (int i = begin; i < end; ++i) out_[first_row_[piece.batch] + row][i] += batch.weights.down_bias[i];
   }
 
   void Cut(int batch, int panels, std::size_t cost, Piece* pieces, int& count) const {

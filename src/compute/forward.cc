@@ -231,6 +231,8 @@ void Forward::Route(int layer, const SharedWeights& weights, void* activations, 
     float* logits = &router_logits_[std::size_t(first) * scratch];
     kernels_.router(&projected_[std::size_t(first) * spec_.hidden], last - first, w.router, moe.experts,
                     spec_.hidden, logits);
+    for (int i = 0; w.router_bias != nullptr && i < (last - first) * moe.experts; ++i)
+      logits[i] += w.router_bias[i % moe.experts];
     float* choice = logits + std::size_t(last - first) * moe.experts;
     for (int row = first; row < last; ++row, logits += moe.experts)
       ChooseExperts(moe, w.correction, {logits, static_cast<std::size_t>(moe.experts)},

@@ -154,6 +154,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"qwen2_moe", kGoldens / "qwen2_moe"}, Case{"olmoe", kGoldens / "olmoe"},
                       Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
                       Case{"deepseek_v3", kGoldens / "deepseek_v3"}, Case{"glm4_moe", kGoldens / "glm4_moe"},
+                      Case{"gpt_oss_mxfp4", kGoldens / "gpt_oss_mxfp4"},
                       Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
     [](const auto& info) { return std::string(info.param.name); });
 

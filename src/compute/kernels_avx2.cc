@@ -104,9 +104,30 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   }
 }
 
+// activation(gate, up) of outputs [begin, begin + 8); of those from n on anything.
+inline __m256 Activated(const Activation& activation, __m256 gate, __m256 up, int begin, int n) {
+  const __m256 one = _mm256_set1_ps(1.0F);
+  if (activation.gate_bias != nullptr && begin < n) {
+    const __m256i lanes =
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n - begin), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    gate = _mm256_add_ps(gate, _mm256_maskload_ps(activation.gate_bias + begin, lanes));
+    up = _mm256_add_ps(up, _mm256_maskload_ps(activation.up_bias + begin, lanes));
+  }
+  __m256 slope = gate;  // of the sigmoid
+  if (activation.spec.kind == Activation::Kind::kClampedSwiglu) {
+    const __m256 limit = _mm256_set1_ps(activation.spec.limit);
+    gate = _mm256_min_ps(gate, limit);
+    up = _mm256_min_ps(_mm256_max_ps(up, _mm256_sub_ps(_mm256_setzero_ps(), limit)), limit);
+    up = _mm256_add_ps(up, one);
+    slope = _mm256_mul_ps(gate, _mm256_set1_ps(activation.spec.alpha));
+  }
+  const __m256 divisor = _mm256_add_ps(one, Exp(_mm256_sub_ps(_mm256_setzero_ps(), slope)));
+  return _mm256_mul_ps(_mm256_div_ps(gate, divisor), up);
+}
+
 template <int kRows>
-void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int panel,
-                void* const* out) {
+void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+                const void* const* rows, int panel, void* const* out) {
   const Bf16* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
   __m256 g[kRows][kVectors], u[kRows][kVectors];
@@ -114,22 +135,20 @@ void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* co
   Accumulate<kRows>(PanelOf(up, panel), x, up.k, u);
   for (int r = 0; r < kRows; ++r) {
     alignas(32) float values[kPanel];
-    for (int v = 0; v < kVectors; ++v) {
-      const __m256 divisor =
-          _mm256_add_ps(_mm256_set1_ps(1.0F), Exp(_mm256_sub_ps(_mm256_setzero_ps(), g[r][v])));
-      _mm256_store_ps(values + v * 8, _mm256_mul_ps(_mm256_div_ps(g[r][v], divisor), u[r][v]));
-    }
+    for (int v = 0; v < kVectors; ++v)
+      _mm256_store_ps(values + v * 8,
+                      Activated(activation, g[r][v], u[r][v], panel * kPanel + v * 8, gate.n));
     ToActivation(values, std::min(kPanel, gate.n - panel * kPanel),
                  static_cast<Bf16*>(out[r]) + panel * kPanel);
   }
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
     int r = 0;
-    for (; r + 2 <= m; r += 2) GateUpTile<2>(gate, up, rows + r, panel, out + r);
-    if (r < m) GateUpTile<1>(gate, up, rows + r, panel, out + r);
+    for (; r + 2 <= m; r += 2) GateUpTile<2>(gate, up, activation, rows + r, panel, out + r);
+    if (r < m) GateUpTile<1>(gate, up, activation, rows + r, panel, out + r);
   }
 }
 

@@ -6,7 +6,7 @@
 namespace elasticmoe::compute {
 namespace {
 
-constexpr int kRoles = static_cast<int>(Role::kExpertDown) + 1;
+constexpr int kRoles = static_cast<int>(Role::kExpertDownBias) + 1;
 
 std::size_t Take(std::size_t& at, std::size_t bytes) {
   const std::size_t begin = (at + kAlign - 1) / kAlign * kAlign;
@@ -53,8 +53,7 @@ std::size_t WeightLayout::Index(Role role, int layer) const {
 }
 
 const TensorPlace& WeightLayout::Place(Role role, int layer) const {
-  const bool expert = role == Role::kExpertGate || role == Role::kExpertUp || role == Role::kExpertDown;
-  const TensorPlace& place = places_[Index(role, expert ? -1 : layer)];
+  const TensorPlace& place = places_[Index(role, model::OfExpert(role) ? -1 : layer)];
   EM_CHECK(place.n > 0, "role={} layer={}", static_cast<int>(role), layer);
   return place;
 }
@@ -110,6 +109,7 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
     if (spec.layers[layer].moe) {
       const int shared = spec.moe.shared_width;
       vector(Role::kRouter, layer, spec.moe.experts, spec.hidden);
+      if (spec.moe.router_bias) vector(Role::kRouterBias, layer, spec.moe.experts);
       if (spec.moe.correction) vector(Role::kRouterCorrection, layer, spec.moe.experts);
       if (shared > 0) {
         matrix(Role::kSharedGate, layer, shared, spec.hidden);
@@ -129,6 +129,11 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
     matrix(Role::kExpertGate, -1, spec.moe.expert_width, spec.hidden);
     matrix(Role::kExpertUp, -1, spec.moe.expert_width, spec.hidden);
     matrix(Role::kExpertDown, -1, spec.hidden, spec.moe.expert_width);
+    if (spec.moe.expert_bias) {
+      vector(Role::kExpertGateBias, -1, spec.moe.expert_width);
+      vector(Role::kExpertUpBias, -1, spec.moe.expert_width);
+      vector(Role::kExpertDownBias, -1, spec.hidden);
+    }
     expert_bytes_ = (at + kAlign - 1) / kAlign * kAlign;
   }
 }
@@ -178,6 +183,7 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
     layer.mlp_norm = Floats(blob, layout.Place(Role::kMlpNorm, i));
     if (spec.layers[i].moe) {
       layer.router = Floats(blob, layout.Place(Role::kRouter, i));
+      if (spec.moe.router_bias) layer.router_bias = Floats(blob, layout.Place(Role::kRouterBias, i));
       if (spec.moe.correction) layer.correction = Floats(blob, layout.Place(Role::kRouterCorrection, i));
       if (spec.moe.shared_width > 0)
         layer.dense = {Matrix(blob, layout.Place(Role::kSharedGate, i)),
@@ -194,9 +200,16 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
   return weights;
 }
 
-MlpWeights BindExpert(const core::ModelSpec&, const WeightLayout& layout, const std::byte* blob) {
-  return {Matrix(blob, layout.Place(Role::kExpertGate)), Matrix(blob, layout.Place(Role::kExpertUp)),
-          Matrix(blob, layout.Place(Role::kExpertDown))};
+MlpWeights BindExpert(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* blob) {
+  MlpWeights weights{Matrix(blob, layout.Place(Role::kExpertGate)),
+                     Matrix(blob, layout.Place(Role::kExpertUp)),
+                     Matrix(blob, layout.Place(Role::kExpertDown))};
+  if (spec.moe.expert_bias) {
+    weights.gate_bias = Floats(blob, layout.Place(Role::kExpertGateBias));
+    weights.up_bias = Floats(blob, layout.Place(Role::kExpertUpBias));
+    weights.down_bias = Floats(blob, layout.Place(Role::kExpertDownBias));
+  }
+  return weights;
 }
 
 }  // namespace elasticmoe::compute

@@ -77,6 +77,8 @@ struct MoeSpec {
   float scaling = 1.0F;           // of the weights, after renormalisation
   int shared_width = 0;           // intermediate size of the expert that every token visits; 0 = none
   bool shared_gate = false;       // its output is weighted by sigmoid(gate . x)
+  bool router_bias = false;       // a learned value an expert is added to the logits
+  bool expert_bias = false;       // of an expert's gate, up and down
 };
 
 // Of a gated MLP, dense or expert, from its sums gate and up.

@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "model/config_reader.h"
+#include "model/fused_experts.h"
 #include "model/gguf/gguf.h"
 #include "model/gguf/model.h"
 #include "model/quantization.h"
@@ -184,6 +185,7 @@ Status Read(Checkpoint& checkpoint) {
   EM_RETURN_IF_ERROR(ReadGenerationConfig(checkpoint));
   EM_ASSIGN_OR_RETURN(TensorIndex index, IndexSafetensors(checkpoint.directory));
   EM_RETURN_IF_ERROR(ResolveQuantized(*quantization, index));
+  if ((*family)->FusesExperts()) EM_RETURN_IF_ERROR(SplitFusedExperts(index));
   return TakeTensors(**family, std::move(index), checkpoint);
 }
 

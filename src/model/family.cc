@@ -6,6 +6,7 @@
 #include "model/families/deepseek.h"
 #include "model/families/dense.h"
 #include "model/families/glm4_moe.h"
+#include "model/families/gpt_oss.h"
 #include "model/families/mixtral.h"
 #include "model/families/olmoe.h"
 #include "model/families/qwen2_moe.h"
@@ -17,8 +18,8 @@ namespace {
 // The registry: one line a family.
 const auto& Families() {
   static const std::array families = {&Qwen3Moe(),   &Mixtral(),    &Qwen2Moe(), &Olmoe(),
-                                      &DeepseekV2(), &DeepseekV3(), &Glm4Moe(),  &Qwen3(),
-                                      &Qwen2(),      &Llama(),      &Mistral()};
+                                      &DeepseekV2(), &DeepseekV3(), &Glm4Moe(),  &GptOss(),
+                                      &Qwen3(),      &Qwen2(),      &Llama(),    &Mistral()};
   return families;
 }
 

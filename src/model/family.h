@@ -38,6 +38,7 @@ enum class TensorRole {
   kKvUp,  // latent -> for each head its plain k, then its v
   kMlpNorm,
   kRouter,
+  kRouterBias,
   kRouterCorrection,
   kSharedGate,
   kSharedUp,
@@ -49,7 +50,14 @@ enum class TensorRole {
   kExpertGate,
   kExpertUp,
   kExpertDown,
+  kExpertGateBias,
+  kExpertUpBias,
+  kExpertDownBias,
 };
+
+constexpr bool OfExpert(TensorRole role) {
+  return role >= TensorRole::kExpertGate;
+}
 
 struct TensorName {
   TensorRole role;
@@ -69,6 +77,9 @@ class Family {
 
   // Every tensor the forward pass needs, each once.
   virtual std::vector<TensorName> Tensors(const core::ModelSpec& spec) const = 0;
+
+  // Whether checkpoints hold the experts of a layer as one tensor, in gpt-oss's layout (fused_experts.h).
+  virtual bool FusesExperts() const { return false; }
 
   // The config.json that Spec would read back as `spec` (for made models).
   virtual Json Config(const core::ModelSpec& spec) const = 0;

@@ -153,14 +153,7 @@ Status JoinMxfp4(TensorIndex& index) {
     }
   }
   Drop(drop, index.tensors);
-  const ByName rest = Names(index);
-  for (StoredTensor& tensor : made) {
-    if (rest.contains(tensor.name))
-      return Fail(ErrorCode::kInvalidArgument, "{}: it is there as MXFP4 blocks too", Doing(index, tensor));
-  }
-  index.tensors.insert(index.tensors.end(), std::make_move_iterator(made.begin()),
-                       std::make_move_iterator(made.end()));
-  return {};
+  return AddTensors(std::move(made), index);
 }
 
 }  // namespace

@@ -139,7 +139,7 @@ class Exporter {
       std::vector<std::int64_t> shape = first.shape;
       Encoding encoding = IsMatrix(first.role, shape) ? options_.encoding : Encoding::kF32;
       if (shape.back() % BlockValues(encoding) != 0) encoding = Encoding::kF16;
-      if (IsExpertRole(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
+      if (OfExpert(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
       writer_.AddTensor(name, std::move(shape), encoding);
       parts_.push_back(std::move(parts));
     }

@@ -239,7 +239,7 @@ Expected<TensorIndex> GgufIndex(const Gguf& gguf, const core::ModelSpec& spec,
     const std::string stored = GgufTensorName(name.role, name.layer);
     if (stored.empty()) return Fail(ErrorCode::kUnimplemented, "tensor {} has no name in GGUF", name.name);
     auto at = by_name.find(stored);
-    bool stacked = IsExpertRole(name.role);
+    bool stacked = OfExpert(name.role);
     if (at == by_name.end() && stacked) {
       at = by_name.find(GgufExpertName(name.role, name.layer, name.expert));
       stacked = false;

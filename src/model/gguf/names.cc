@@ -91,8 +91,4 @@ std::string GgufExpertName(TensorRole role, int layer, int expert) {
   return fmt::format("blk.{}.{}.{}.weight", layer, name.substr(0, name.find("_exps")), expert);
 }
 
-bool IsExpertRole(TensorRole role) {
-  return role == TensorRole::kExpertGate || role == TensorRole::kExpertUp || role == TensorRole::kExpertDown;
-}
-
 }  // namespace elasticmoe::model

@@ -35,6 +35,4 @@ std::string GgufTensorName(TensorRole role, int layer);
 // "blk.3.ffn_up.5.weight": how older files name an expert's matrix on its own.
 std::string GgufExpertName(TensorRole role, int layer, int expert);
 
-bool IsExpertRole(TensorRole role);
-
 }  // namespace elasticmoe::model
