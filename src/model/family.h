@@ -67,22 +67,31 @@ struct TensorName {
   std::vector<std::int64_t> shape;  // [outputs, inputs] or [n]
 };
 
+class ConfigReader;
+struct TensorIndex;
+
 class Family {
  public:
   virtual ~Family() = default;
   virtual std::string_view ModelType() const = 0;  // config.json's model_type
 
-  // Errors name the key, what was found and what is supported.
-  virtual Expected<core::ModelSpec> Spec(const Json& config) const = 0;
+  // Errors name the key, what was found and what is supported; kUnimplemented names all that is not
+  // supported.
+  Expected<core::ModelSpec> Spec(const Json& config) const;
 
   // Every tensor the forward pass needs, each once.
   virtual std::vector<TensorName> Tensors(const core::ModelSpec& spec) const = 0;
 
-  // Whether checkpoints hold the experts of a layer as one tensor, in gpt-oss's layout (fused_experts.h).
-  virtual bool FusesExperts() const { return false; }
+  // Takes apart what its checkpoints hold as one tensor (fused_tensors.h): what remains has the names of
+  // Tensors.
+  virtual Status Unfuse(const core::ModelSpec&, TensorIndex&) const { return {}; }
 
   // The config.json that Spec would read back as `spec` (for made models).
   virtual Json Config(const core::ModelSpec& spec) const = 0;
+
+ protected:
+  // Fills `spec`, whose family is set. kInvalidArgument where a value is wrong.
+  virtual Status Read(const ConfigReader& config, core::ModelSpec& spec) const = 0;
 };
 
 // kUnimplemented, naming the families there are, if config's model_type is none of them.

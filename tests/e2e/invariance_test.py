@@ -1,9 +1,11 @@
 """A request's tokens and logprobs are bit-identical whatever rides beside it, however it is cut, wherever it runs."""
+import json
 import threading
 import unittest
 
-from server import Server
+from server import ROOT, Server
 
+GOLDENS = ROOT / "tests/data/goldens"
 PROMPTS = ["It is a truth universally acknowledged, that", "And it came to pass in those days, that", "Emma was",
            "The king answered and said unto them, " * 6]
 
@@ -55,6 +57,27 @@ class Invariance(unittest.TestCase):
             metrics = server.request("GET", "/metrics")[1].decode()
             preempted = next(line for line in metrics.splitlines() if line.startswith("vllm:num_preemptions_total"))
             self.assertGreater(float(preempted.split()[-1]), 0)
+
+
+class EveryFamily(unittest.TestCase):
+    """The tiny models of all families: on one device, on two, and through resizes to three and to one."""
+
+    def test_tokens_do_not_depend_on_devices_or_resizes(self):
+        for folder in sorted(GOLDENS.iterdir()):
+            if not (folder / "model.safetensors").exists():
+                continue
+            with self.subTest(folder.name):
+                golden = json.loads((folder / "golden.json").read_text())
+                prompts = [golden["prompt"], golden["ids"], golden["ids"][5:23], golden["ids"][:1]]
+                with Server(model=str(folder), devices=1, flags=["--no-prefix-cache"]) as server:
+                    alone = [server.complete(p, max_tokens=40) for p in prompts]
+                with Server(model=str(folder), devices=2, flags=["--max-devices", "3", "--max-chunk-tokens", "9"]) as server:
+                    self.assertEqual(alone, together(server, prompts, max_tokens=40))
+                    for devices in [3, 1]:
+                        started = threading.Thread(target=server.post, args=("/v1/scale", {"devices": devices}))
+                        started.start()
+                        self.assertEqual(alone * 3, together(server, prompts * 3, max_tokens=40))
+                        started.join()
 
 
 if __name__ == "__main__":

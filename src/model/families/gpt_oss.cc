@@ -1,6 +1,7 @@
 #include "model/families/gpt_oss.h"
 
 #include "model/families/decoder.h"
+#include "model/fused_tensors.h"
 
 namespace elasticmoe::model {
 namespace {
@@ -12,11 +13,7 @@ class GptOssFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "gpt_oss"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
     EM_ASSIGN_OR_RETURN(spec.attention.qkv_bias, config.Bool("attention_bias", true));
@@ -33,7 +30,7 @@ class GptOssFamily final : public Family {
     EM_ASSIGN_OR_RETURN(const double limit, config.Number("swiglu_limit", 1e-6, 1e6, 7.0));
     spec.activation.limit = static_cast<float>(limit);
     for (core::LayerSpec& layer : spec.layers) layer.moe = true;
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override {
@@ -60,7 +57,9 @@ class GptOssFamily final : public Family {
     return out;
   }
 
-  bool FusesExperts() const override { return true; }
+  Status Unfuse(const core::ModelSpec&, TensorIndex& index) const override {
+    return SplitFusedExperts(index);
+  }
 
   Json Config(const core::ModelSpec& spec) const override {
     Json config = DecoderConfig(spec);

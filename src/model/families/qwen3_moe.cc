@@ -9,11 +9,7 @@ class Qwen3MoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "qwen3_moe"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     spec.attention.qk_norm = true;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     spec.attention.o_bias = spec.attention.qkv_bias;
@@ -24,7 +20,7 @@ class Qwen3MoeFamily final : public Family {
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
     EM_ASSIGN_OR_RETURN(spec.moe.renormalize, config.Bool("norm_topk_prob", false));
     EM_RETURN_IF_ERROR(ReadSparseLayers(config, spec));
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override { return DecoderTensors(spec); }

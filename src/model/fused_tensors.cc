@@ -1,4 +1,4 @@
-#include "model/fused_experts.h"
+#include "model/fused_tensors.h"
 
 #include <string_view>
 #include <utility>
@@ -74,6 +74,35 @@ Status SplitFusedExperts(TensorIndex& index) {
     }
     EM_RETURN_IF_ERROR(Check(index, tensor, *kind));
     Split(tensor, *kind, made);
+  }
+  index.tensors = std::move(kept);
+  return AddTensors(std::move(made), index);
+}
+
+Status SplitFusedRows(std::string_view name, const std::vector<RowPart>& parts, TensorIndex& index) {
+  std::int64_t all = 0;
+  for (const RowPart& part : parts) all += part.rows;
+  std::vector<StoredTensor> made, kept;
+  for (StoredTensor& tensor : index.tensors) {
+    const std::size_t dot = tensor.name.rfind('.');
+    if (dot == tensor.name.npos || !std::string_view(tensor.name).substr(0, dot).ends_with(name)) {
+      kept.push_back(std::move(tensor));
+      continue;
+    }
+    if (tensor.shape.empty() || tensor.shape.size() > 2 || tensor.shape[0] != all)
+      return Fail(ErrorCode::kInvalidArgument,
+                  "reading {}: tensor {}: shape=[{}] (expected {} rows from config.json)",
+                  index.FileOf(tensor).string(), Shown(tensor.name), fmt::join(tensor.shape, ", "), all);
+    std::uint32_t first = 0;
+    for (const RowPart& part : parts) {
+      StoredTensor split = tensor;
+      split.name = fmt::format("{}.{}{}", tensor.name.substr(0, dot), part.name, tensor.name.substr(dot));
+      split.shape[0] = part.rows;
+      split.data.bytes = tensor.data.bytes / static_cast<std::uint64_t>(all) * part.rows;
+      split.data.order.first = first;  // rather than an offset: scales of blocks count from the first row
+      first += static_cast<std::uint32_t>(part.rows);
+      made.push_back(std::move(split));
+    }
   }
   index.tensors = std::move(kept);
   return AddTensors(std::move(made), index);

@@ -1,5 +1,8 @@
-// Experts of a layer that a checkpoint holds as one tensor, read as one tensor an expert. Pure.
+// What a checkpoint holds as one tensor, read as the tensors that it consists of. Pure.
 #pragma once
+
+#include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "model/tensor_index.h"
@@ -15,5 +18,15 @@ namespace elasticmoe::model {
 // where P ends in ".experts". What MXFP4 blocks hold is split by quantization.h.
 // kInvalidArgument names the tensor that has another shape, or whose parts are there already.
 Status SplitFusedExperts(TensorIndex& index);
+
+// Rows of a fused matrix that are a matrix of their own.
+struct RowPart {
+  std::string_view name;
+  std::int64_t rows = 0;
+};
+
+// Every tensor "P.NAME.weight" [sum of rows, k] becomes "P.NAME.PART.weight" [rows, k], one a part, in that
+// order; a bias likewise. kInvalidArgument as above.
+Status SplitFusedRows(std::string_view name, const std::vector<RowPart>& parts, TensorIndex& index);
 
 }  // namespace elasticmoe::model
