@@ -10,6 +10,7 @@
 
 #include "compute/plain_forward.h"
 #include "compute/test_model.h"
+#include "model/gguf/export.h"
 #include "model/make_model.h"
 
 namespace elasticmoe::compute {
@@ -64,6 +65,13 @@ struct Case {
   Json config;
 };
 
+std::vector<float> Logits(const TestModel& model) {
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 24; ++i) tokens.push_back(static_cast<TokenId>(i * 37 % model.Spec().vocab));
+  ThreadPool threads(kNoCpu);
+  return Driver(model, *FindKernels("reference").value(), threads, 24, 2).Step({{0, tokens}});
+}
+
 class MadeFamilies : public ::testing::TestWithParam<Case> {};
 
 TEST_P(MadeFamilies, AgreeWithThePlainFormulas) {
@@ -93,6 +101,42 @@ TEST_P(MadeFamilies, AgreeWithThePlainFormulas) {
   EXPECT_LT(worst, 1e-4);
 }
 
+class MadeDenseFamilies : public ::testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(Models, MadeDenseFamilies, ::testing::Values("llama", "qwen2", "qwen3"));
+
+TEST_P(MadeDenseFamilies, HaveTheSameLogitsFromGguf) {
+  Json config = Sizes(GetParam());
+  config["attention_bias"] = GetParam() == std::string("llama");
+  Directory directory;
+  model::MakeModelOptions options;
+  options.directory = directory.Path();
+  ASSERT_TRUE(model::WriteModel(*model::SpecOf(config), options));
+  const auto path = directory.Path() / "model.gguf";
+  const auto written = model::ExportGguf({directory.Path(), path, model::Encoding::kBf16});
+  ASSERT_TRUE(written) << written.error().message;
+  EXPECT_EQ(Logits(TestModel::Load(path)), Logits(TestModel::Load(directory.Path())));
+}
+
+TEST(TopAny, ChoosesFromOneExpertToTheMost) {
+  core::ModelSpec spec = *model::SpecOf(With(Sizes("qwen3_moe"), {{"moe_routing", "top_any"}}));
+  const TestModel model = TestModel::Random(spec, 9);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 48; ++i) tokens.push_back(static_cast<TokenId>(i * 37 % spec.vocab));
+  ThreadPool threads(kNoCpu);
+  const Kernels& kernels = *FindKernels("reference").value();
+  Driver driver(model, kernels, threads, 48, 3);
+  const std::vector<float> alone = driver.Step({{0, tokens}});
+  std::vector<int> counts(spec.moe.top_k + 1);
+  for (const auto& [layer, chosen] : driver.Routing())
+    for (std::size_t row = 0; row < tokens.size(); ++row)
+      ++counts[std::count_if(chosen.begin() + row * spec.moe.top_k,
+                             chosen.begin() + (row + 1) * spec.moe.top_k,
+                             [](int expert) { return expert >= 0; })];
+  EXPECT_EQ(counts[0], 0);
+  for (int count = 1; count <= spec.moe.top_k; ++count) EXPECT_GT(counts[count], 0) << count;
+  EXPECT_EQ(alone, Driver(model, kernels, threads, 48, 3, 3).Step({{0, tokens}}));  // over three devices
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Models, MadeFamilies,
     ::testing::Values(
@@ -116,6 +160,7 @@ INSTANTIATE_TEST_SUITE_P(
                                                           {"moe_num_shared_experts", 2},
                                                           {"moe_layer_start_index", 1},
                                                           {"moe_layer_end_index", 1}})},
+        Case{"top_any", With(Sizes("qwen3_moe"), {{"moe_routing", "top_any"}})},
         // Every other layer, as GLaM has them.
         Case{"interleaved",
              With(Sizes("qwen3_moe"), {{"num_hidden_layers", 5}, {"decoder_sparse_step", 2}})}),
@@ -148,13 +193,6 @@ class SafetensorsFile {
   Json header_ = Json::object();
   std::string data_;
 };
-
-std::vector<float> Logits(const TestModel& model) {
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < 24; ++i) tokens.push_back(static_cast<TokenId>(i * 37 % model.Spec().vocab));
-  ThreadPool threads(kNoCpu);
-  return Driver(model, *FindKernels("reference").value(), threads, 24, 2).Step({{0, tokens}});
-}
 
 // MXFP4 values are bf16 numbers, so that the same model in gpt-oss's other form has the same logits.
 TEST(FusedTensors, OfGptOssInBf16AreThoseOfItsMxfp4) {

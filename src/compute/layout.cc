@@ -92,6 +92,18 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
       TensorPlace up{0, 0, n, n, a.kv_lora_rank, true, a.PlainDim(), a.value_dim};
       up.offset = Take(at, a.heads * up.HeadBytes());
       places_[Index(Role::kKvUp, layer)] = up;
+      TensorPlace& keys = places_[Index(Role::kKeyUp, layer)];
+      keys = {up.offset, 0, a.heads * a.kv_lora_rank, a.heads * a.kv_lora_rank, a.PlainDim(), true};
+      keys.head_rows = a.kv_lora_rank;
+      TensorPlace& values = places_[Index(Role::kValueUp, layer)];
+      values = {up.offset + PackedBytes(a.kv_lora_rank, a.PlainDim()),
+                0,
+                a.heads * a.value_dim,
+                a.heads * a.value_dim,
+                a.kv_lora_rank,
+                true};
+      values.head_rows = a.value_dim;
+      keys.head_stride = values.head_stride = up.HeadBytes();
     } else {
       const int kv = a.kv_heads * a.head_dim;
       part(Role::kQ, Role::kQBias, 0, a.QRows());
@@ -152,6 +164,13 @@ void PackTensor(const TensorPlace& place, const void* source, DType type, std::b
         PackRows(from, type, row - place.head_keys, 1, place.k,
                  keys + PackedBytes(place.k, place.head_keys) / sizeof(Bf16));
       }
+    }
+  } else if (place.head_rows > 0) {
+    const std::size_t row_bytes = std::size_t(place.k) * BytesOf(type);
+    for (int i = 0; i < place.n; ++i) {
+      const int row = place.row_begin + i;
+      PackRows(static_cast<const std::byte*>(source) + i * row_bytes, type, row % place.head_rows, 1, place.k,
+               reinterpret_cast<Bf16*>(blob + place.offset + row / place.head_rows * place.head_stride));
     }
   } else if (place.packed) {
     PackRows(source, type, place.row_begin, place.n, place.k, reinterpret_cast<Bf16*>(blob + place.offset));

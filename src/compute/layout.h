@@ -27,6 +27,10 @@ struct TensorPlace {
   // to where the latents are) and its values' [values, k].
   int head_keys = 0;
   int head_values = 0;
+  // kKeyUp, kValueUp: each head's rows are a matrix of its own, `head_stride` bytes behind the one before;
+  // the place is that of kKvUp.
+  int head_rows = 0;
+  std::size_t head_stride = 0;
 
   std::size_t HeadBytes() const { return PackedBytes(k, head_keys) + PackedBytes(head_values, k); }
 };

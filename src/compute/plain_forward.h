@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -94,6 +95,30 @@ inline std::vector<std::pair<int, double>> PlainChoice(const core::MoeSpec& moe,
   return chosen;
 }
 
+// All experts whose angle to x is small enough, or the nearest one.
+inline std::vector<std::pair<int, double>> PlainAny(const core::MoeSpec& moe,
+                                                    const std::vector<float>& thresholds,
+                                                    const std::vector<float>& router, const Vector& x) {
+  const auto length = [](const auto& values) {
+    double sum = 0;
+    for (const double value : values) sum += value * value;
+    return std::sqrt(sum);
+  };
+  Vector cosines = Times(router, x);
+  for (int e = 0; e < moe.experts; ++e)
+    cosines[e] /= length(x) * length(std::span(router).subspan(e * x.size(), x.size()));
+  std::vector<int> passing;
+  for (int e = 0; e < moe.experts; ++e)
+    if (cosines[e] > thresholds[e]) passing.push_back(e);
+  if (passing.empty())
+    passing.push_back(static_cast<int>(std::ranges::max_element(cosines) - cosines.begin()));
+  std::ranges::stable_sort(passing, [&](int a, int b) { return cosines[a] > cosines[b]; });
+  passing.resize(std::min<std::size_t>(passing.size(), moe.top_k));
+  std::vector<std::pair<int, double>> chosen;
+  for (const int e : passing) chosen.emplace_back(e, 1.0 / static_cast<double>(passing.size()));
+  return chosen;
+}
+
 inline Vector PlainMoe(const TestModel& model, int layer, const Vector& x) {
   const core::ModelSpec& spec = model.Spec();
   const core::MoeSpec& moe = spec.moe;
@@ -105,7 +130,9 @@ inline Vector PlainMoe(const TestModel& model, int layer, const Vector& x) {
   const auto add = [&](const Vector& y, double weight) {
     for (std::size_t i = 0; i < x.size(); ++i) out[i] += y[i] * weight;
   };
-  for (const auto& [e, weight] : PlainChoice(moe, model.Plain(Role::kRouterCorrection, layer), logits))
+  const std::vector<float>& correction = model.Plain(Role::kRouterCorrection, layer);
+  for (const auto& [e, weight] : moe.top_any ? PlainAny(moe, correction, model.Plain(Role::kRouter, layer), x)
+                                             : PlainChoice(moe, correction, logits))
     add(PlainMlp(spec.activation,
                  {model.Plain(Role::kExpertGate, layer, e), model.Plain(Role::kExpertUp, layer, e),
                   model.Plain(Role::kExpertDown, layer, e), model.Plain(Role::kExpertGateBias, layer, e),

@@ -136,7 +136,8 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
                       role == Role::kKNorm || role == Role::kMlpNorm || role == Role::kQDownNorm ||
                       role == Role::kKvDownNorm;
     const bool embedding = role == Role::kEmbedding;
-    const double size = norm                    ? 0.3
+    const bool threshold = spec.moe.top_any && role == Role::kRouterCorrection;  // of a cosine
+    const double size = norm || threshold       ? 0.3
                         : embedding             ? 1.0
                         : role == Role::kRouter ? 3.0
                                                 : 1.7 / std::sqrt(static_cast<double>(place.k));
@@ -257,8 +258,9 @@ class Driver {
     routing_[layer] = chosen;
     std::vector<std::vector<ExpertRow>> visits(spec.moe.experts);
     for (std::size_t i = 0; i < chosen.size(); ++i)
-      visits[chosen[i]].push_back(
-          {activations.data() + i / spec.moe.top_k * row_bytes, &outputs[i * spec.hidden]});
+      if (chosen[i] >= 0)
+        visits[chosen[i]].push_back(
+            {activations.data() + i / spec.moe.top_k * row_bytes, &outputs[i * spec.hidden]});
     for (int device = 0; device < devices_; ++device) {
       std::vector<ExpertBatch> batches;
       for (int expert = device; expert < spec.moe.experts; expert += devices_)

@@ -59,9 +59,11 @@ struct AttentionSpec {
 };
 
 // How a token chooses its experts: scores of all of them, the top_k largest of scores + correction (ties: the
-// lower index), their scores as weights.
+// lower index), their scores as weights. Or top-any (DynMoE, arXiv 2405.14297 section 3.1): all whose score,
+// the cosine of x and the router's row, passes their correction (a threshold here; the paper's sigmoid of
+// both sides changes no order), at most top_k of them, the best one where none does, with equal weights.
 struct MoeSpec {
-  enum class Scores { kSoftmax, kSigmoid };
+  enum class Scores { kSoftmax, kSigmoid, kCosine };
   enum class GroupScore { kLargest, kTopTwoSum };
 
   int experts = 0;
@@ -70,6 +72,7 @@ struct MoeSpec {
   bool renormalize = false;  // chosen weights are divided by their sum
   Scores scores = Scores::kSoftmax;
   bool correction = false;  // a learned value an expert is added for the choice only
+  bool top_any = false;     // with kCosine and a correction, without groups, renormalisation or scaling
   int groups = 1;           // divides experts; only experts of the best `chosen_groups` groups are chosen
   int chosen_groups = 1;
   GroupScore group_score = GroupScore::kLargest;

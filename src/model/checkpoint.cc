@@ -173,10 +173,9 @@ Status CollectUnused(const std::vector<TensorName>& needed, const TensorIndex& i
 }
 
 // Looks up what the family needs; fills in the weights' part of `checkpoint`.
-Status TakeTensors(const Family& family, TensorIndex index, Checkpoint& checkpoint) {
+Status TakeTensors(const std::vector<TensorName>& needed, TensorIndex index, Checkpoint& checkpoint) {
   Places places;
   for (const StoredTensor& tensor : index.tensors) places.emplace(tensor.name, &tensor);
-  const std::vector<TensorName> needed = family.Tensors(checkpoint.spec);
   EM_RETURN_IF_ERROR(CheckAllPresent(needed, index, places));
   EM_RETURN_IF_ERROR(CheckTypes(needed, index, places));
   checkpoint.tensors.reserve(needed.size());
@@ -215,7 +214,7 @@ Status Read(Checkpoint& checkpoint) {
   EM_ASSIGN_OR_RETURN(TensorIndex index, IndexSafetensors(checkpoint.directory));
   EM_RETURN_IF_ERROR(ResolveQuantized(*quantization, index));
   EM_RETURN_IF_ERROR((*family)->Unfuse(checkpoint.spec, index));
-  return TakeTensors(**family, std::move(index), checkpoint);
+  return TakeTensors((*family)->Tensors(checkpoint.spec), std::move(index), checkpoint);
 }
 
 Status ReadGguf(Checkpoint& checkpoint) {
@@ -232,9 +231,10 @@ Status ReadGguf(Checkpoint& checkpoint) {
   checkpoint.spec = *std::move(spec);
   if (auto status = ReadGenerationValues(GgufGenerationConfig(gguf), checkpoint); !status)
     return within(std::move(status.error()));
-  EM_ASSIGN_OR_RETURN(TensorIndex index,
-                      GgufIndex(gguf, checkpoint.spec, (*family)->Tensors(checkpoint.spec)));
-  return TakeTensors(**family, std::move(index), checkpoint);
+  const std::vector<TensorName> needed =
+      GgufNeeded(gguf, checkpoint.spec, (*family)->Tensors(checkpoint.spec));
+  EM_ASSIGN_OR_RETURN(TensorIndex index, GgufIndex(gguf, checkpoint.spec, needed));
+  return TakeTensors(needed, std::move(index), checkpoint);
 }
 
 }  // namespace

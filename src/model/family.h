@@ -35,7 +35,9 @@ enum class TensorRole {
   kQUp,        // q_lora_rank -> q of all heads
   kKvDown,     // hidden -> latent and rotated key
   kKvDownNorm,
-  kKvUp,  // latent -> for each head its plain k, then its v
+  kKvUp,     // latent -> for each head its plain k, then its v
+  kKeyUp,    // kKvUp in two (GGUF): for each head its plain k, transposed [latent, plain k],
+  kValueUp,  // and its v
   kMlpNorm,
   kRouter,
   kRouterBias,

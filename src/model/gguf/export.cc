@@ -46,7 +46,10 @@ bool IsMatrix(TensorRole role, const std::vector<std::int64_t>& shape) {
 }
 
 // The tensors of one entry of the file: one, or an expert's matrix of each expert in their order.
-using Parts = std::vector<const TensorSource*>;
+struct Parts {
+  TensorRole role;
+  std::vector<const TensorSource*> sources;
+};
 
 class Exporter {
  public:
@@ -95,10 +98,14 @@ class Exporter {
     count("context_length", spec.max_positions);
     count("embedding_length", spec.hidden);
     count("attention.head_count", spec.attention.heads);
-    count("attention.head_count_kv", spec.attention.kv_heads);
-    count("attention.key_length", spec.attention.head_dim);
-    count("attention.value_length", spec.attention.OutDim());
-    if (spec.attention.Latent()) {
+    count("attention.head_count_kv", spec.attention.Latent() ? 1 : spec.attention.kv_heads);
+    // Of latent attention these two are of what is cached.
+    const bool latent = spec.attention.Latent();
+    count("attention.key_length", latent ? spec.attention.LatentDim() : spec.attention.head_dim);
+    count("attention.value_length", latent ? spec.attention.kv_lora_rank : spec.attention.head_dim);
+    if (latent) {
+      count("attention.key_length_mla", spec.attention.head_dim);
+      count("attention.value_length_mla", spec.attention.value_dim);
       count("attention.kv_lora_rank", spec.attention.kv_lora_rank);
       if (spec.attention.q_lora_rank > 0) count("attention.q_lora_rank", spec.attention.q_lora_rank);
     }
@@ -167,10 +174,14 @@ class Exporter {
 
   Status AddTensors() {
     // Experts of a layer and role are one entry, in their order.
-    std::map<std::pair<TensorRole, int>, Parts> stacks;
+    std::map<std::pair<TensorRole, int>, std::vector<const TensorSource*>> stacks;
     for (const TensorSource& source : checkpoint_.tensors)
       stacks[{source.tensor.role, source.tensor.layer}].push_back(&source);
     for (auto& [key, parts] : stacks) {
+      if (key.first == TensorRole::kKvUp) {
+        AddLatents(parts);
+        continue;
+      }
       std::ranges::sort(parts, {}, [](const TensorSource* source) { return source->tensor.expert; });
       const TensorName& first = parts[0]->tensor;
       const std::string name = GgufTensorName(architecture_, first.role, first.layer);
@@ -180,9 +191,50 @@ class Exporter {
       if (shape.back() % BlockValues(encoding) != 0) encoding = Encoding::kF16;
       if (OfExpert(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
       writer_.AddTensor(name, std::move(shape), encoding);
-      parts_.push_back(std::move(parts));
+      parts_.push_back({key.first, std::move(parts)});
     }
     return {};
+  }
+
+  // kKvUp as kKeyUp and kValueUp.
+  void AddLatents(const std::vector<const TensorSource*>& source) {
+    const core::AttentionSpec& a = checkpoint_.spec.attention;
+    const auto add = [&](TensorRole role, std::vector<std::int64_t> shape) {
+      const Encoding encoding =
+          shape.back() % BlockValues(options_.encoding) == 0 ? options_.encoding : Encoding::kF16;
+      writer_.AddTensor(GgufTensorName(architecture_, role, source[0]->tensor.layer), std::move(shape),
+                        encoding);
+      parts_.push_back({role, source});
+    };
+    add(TensorRole::kKeyUp, {a.heads, a.kv_lora_rank, a.PlainDim()});
+    add(TensorRole::kValueUp, {a.heads, a.value_dim, a.kv_lora_rank});
+  }
+
+  Status FillLatents(const GgufWriter::Tensor& tensor, const Parts& parts, RowReader& reader,
+                     const GgufWriter::Append& append) {
+    const core::AttentionSpec& a = checkpoint_.spec.attention;
+    const bool keys = parts.role == TensorRole::kKeyUp;
+    const int rows = keys ? a.PlainDim() : a.value_dim;
+    const std::size_t k = a.kv_lora_rank;
+    for (int head = 0; head < a.heads; ++head) {
+      const int begin = head * (a.PlainDim() + a.value_dim) + (keys ? 0 : a.PlainDim());
+      EM_ASSIGN_OR_RETURN(const PlainRows plain, reader.Read(*parts.sources[0], k, begin, rows));
+      std::vector<float> values(rows * k), turned(rows * k);
+      Decode(EncodingOf(plain.type), plain.data, values.size(), values.data());
+      for (int row = 0; row < rows; ++row)
+        for (std::size_t i = 0; i < k; ++i) turned[keys ? i * rows + row : row * k + i] = values[row * k + i];
+      Put(tensor, turned, append);
+    }
+    return {};
+  }
+
+  void Put(const GgufWriter::Tensor& tensor, const std::vector<float>& values,
+           const GgufWriter::Append& append) {
+    std::string bytes;
+    Encode(tensor.encoding, values.data(), values.size(), bytes);
+    append(bytes);
+    done_bytes_ += bytes.size();
+    if (options_.progress) options_.progress(done_bytes_, writer_.DataBytes());
   }
 
   // Refuses a model of which the metadata cannot say everything: what they say is read back and compared.
@@ -239,8 +291,12 @@ class Exporter {
     RowReader reader([this](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
       return ReadAt(file, offset, out, bytes);
     });
-    for (const TensorSource* source : parts) {
-      const auto k = static_cast<std::uint64_t>(source->tensor.shape.back());
+    if (parts.role == TensorRole::kKeyUp || parts.role == TensorRole::kValueUp)
+      return FillLatents(tensor, parts, reader, append);
+    for (const TensorSource* source : parts.sources) {
+      // A vector is as many rows of one: every other one of them may be meant.
+      const auto& shape = source->tensor.shape;
+      const auto k = shape.size() == 1 ? std::uint64_t{1} : static_cast<std::uint64_t>(shape.back());
       std::uint64_t rows = 1;
       for (const std::int64_t size : source->tensor.shape) rows *= static_cast<std::uint64_t>(size);
       rows /= k;
@@ -262,11 +318,7 @@ class Exporter {
             std::copy_n(&values[i * k], k, &ordered[order.StoredRow(i) * k]);
           values.swap(ordered);
         }
-        std::string bytes;
-        Encode(tensor.encoding, values.data(), values.size(), bytes);
-        append(bytes);
-        done_bytes_ += bytes.size();
-        if (options_.progress) options_.progress(done_bytes_, writer_.DataBytes());
+        Put(tensor, values, append);
       }
     }
     return {};

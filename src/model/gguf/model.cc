@@ -51,6 +51,31 @@ Expected<StoredTensor> Take(const GgufTensor& tensor, const TensorName& name, bo
 
 }  // namespace
 
+std::vector<TensorName> GgufNeeded(const Gguf& gguf, const core::ModelSpec& spec,
+                                   std::vector<TensorName> needed) {
+  if (gguf.Find("blk.0.attn_k_b.weight") == nullptr) return needed;
+  const core::AttentionSpec& a = spec.attention;
+  std::vector<TensorName> out;
+  for (TensorName& tensor : needed) {
+    if (tensor.role != TensorRole::kKvUp) {
+      out.push_back(std::move(tensor));
+      continue;
+    }
+    const std::string module = tensor.name.substr(0, tensor.name.find("kv_b_proj"));
+    out.push_back({TensorRole::kKeyUp,
+                   tensor.layer,
+                   -1,
+                   module + "k_b_proj.weight",
+                   {a.heads, a.kv_lora_rank, a.PlainDim()}});
+    out.push_back({TensorRole::kValueUp,
+                   tensor.layer,
+                   -1,
+                   module + "v_b_proj.weight",
+                   {a.heads, a.value_dim, a.kv_lora_rank}});
+  }
+  return out;
+}
+
 Expected<TensorIndex> GgufIndex(const Gguf& gguf, const core::ModelSpec& spec,
                                 const std::vector<TensorName>& needed) {
   const GgufArchitecture* architecture = FindGgufArchitectureOf(spec.family);
