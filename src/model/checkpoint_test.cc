@@ -221,12 +221,13 @@ TEST_F(Checkpoints, TellAllThatKeepsThemFromBeingServed) {
 
 TEST_F(Checkpoints, TellEveryDtypeAndTensorThatIsNotRead) {
   EditHeader(directory_, kWeights, [](Json& header) {
-    header["model.norm.weight"]["dtype"] = "F64";
+    header["model.norm.weight"]["dtype"] = "U16";
     header[kGate]["dtype"] = "I16";
   });
   const auto opened = Checkpoint::Open(directory_.Path());
   ASSERT_FALSE(opened);
-  EXPECT_THAT(opened.error().message, AllOf(HasSubstr("I16"), HasSubstr(kGate)));
+  EXPECT_THAT(opened.error().message, AllOf(HasSubstr("\"I16\""), HasSubstr("\"U16\""), HasSubstr(kGate),
+                                            HasSubstr("model.norm.weight")));
 }
 
 TEST_F(Checkpoints, RefuseWrongGenerationDefaults) {
