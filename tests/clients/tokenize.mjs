@@ -5,5 +5,5 @@ const { Tokenizer } = createRequire(import.meta.url)('@anush008/tokenizers');
 
 const tokenizer = Tokenizer.fromFile(process.argv[2]);
 const ids = [];
-for (const text of JSON.parse(readFileSync(0, 'utf8'))) ids.push([...(await tokenizer.encode(text, true)).getIds()]);
+for (const text of JSON.parse(readFileSync(0, 'utf8'))) ids.push([...(await tokenizer.encode(text, null, { addSpecialTokens: true })).getIds()]);
 process.stdout.write(JSON.stringify(ids));
