@@ -190,8 +190,8 @@ void BenchGateUp(benchmark::State& state, const Kernels& kernels) {
   std::size_t next = 0;
   const auto body = [&] {
     const Bf16* pair = ColdWeights() + next++ % count * 2 * step;
-    kernels.gate_up({pair, n, k}, {pair + step, n, k}, rows.in_rows.data(), m, 0, (n + kPanel - 1) / kPanel,
-                    rows.activation_rows.data());
+    kernels.gate_up({pair, n, k}, {pair + step, n, k}, {}, rows.in_rows.data(), m, 0,
+                    (n + kPanel - 1) / kPanel, rows.activation_rows.data());
   };
   Measure(state, kernels, 4.0 * m * n * k, 2.0 * static_cast<double>(PackedBytes(n, k)), body);
 }

@@ -155,8 +155,8 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
 }
 
 template <int kRows>
-void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int panel,
-                void* const* out) {
+void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+                const void* const* rows, int panel, void* const* out) {
   const Bf16* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
   const Bf16* panels[2] = {PanelOf(gate, panel), PanelOf(up, panel)};
@@ -164,36 +164,36 @@ void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* co
   Accumulate<kRows, 2>(panels, x, gate.k, acc);
   for (int r = 0; r < kRows; ++r) {
     for (int half = 0; half < 2; ++half)
-      StoreSilu(acc[r][0][half], acc[r][1][half], panel * kPanel + half * 16, gate.n,
-                static_cast<Bf16*>(out[r]));
+      StoreActivated(activation, acc[r][0][half], acc[r][1][half], panel * kPanel + half * 16, gate.n,
+                     static_cast<Bf16*>(out[r]));
   }
 }
 
 constexpr int kGateUpRows = 6;  // 6 x 4 sums + 4 weights
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
     for (int r = 0; r < m;) {
       const int left = std::min(kGateUpRows, m - r);
       switch (left) {
         case 1:
-          GateUpTile<1>(gate, up, rows + r, panel, out + r);
+          GateUpTile<1>(gate, up, activation, rows + r, panel, out + r);
           break;
         case 2:
-          GateUpTile<2>(gate, up, rows + r, panel, out + r);
+          GateUpTile<2>(gate, up, activation, rows + r, panel, out + r);
           break;
         case 3:
-          GateUpTile<3>(gate, up, rows + r, panel, out + r);
+          GateUpTile<3>(gate, up, activation, rows + r, panel, out + r);
           break;
         case 4:
-          GateUpTile<4>(gate, up, rows + r, panel, out + r);
+          GateUpTile<4>(gate, up, activation, rows + r, panel, out + r);
           break;
         case 5:
-          GateUpTile<5>(gate, up, rows + r, panel, out + r);
+          GateUpTile<5>(gate, up, activation, rows + r, panel, out + r);
           break;
         default:
-          GateUpTile<6>(gate, up, rows + r, panel, out + r);
+          GateUpTile<6>(gate, up, activation, rows + r, panel, out + r);
           break;
       }
       r += left;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "compute/activation.h"
 #include "compute/packed.h"
 
 namespace elasticmoe::compute {
@@ -68,15 +69,33 @@ namespace elasticmoe::compute {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
 }
 
-[[gnu::always_inline]] inline __m512 Silu(__m512 gate, __m512 up) {
-  const __m512 divisor = _mm512_add_ps(_mm512_set1_ps(1.0F), Exp(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
+// activation(gate, up) of outputs [begin, begin + 16); of those from n on anything.
+[[gnu::always_inline]] inline __m512 Activated(const Activation& activation, __m512 gate, __m512 up,
+                                               int begin, int n) {
+  const __m512 one = _mm512_set1_ps(1.0F);
+  if (activation.gate_bias != nullptr) {
+    const __mmask16 lanes = FirstLanes(std::max(0, n - begin));
+    gate = _mm512_add_ps(gate, _mm512_maskz_loadu_ps(lanes, activation.gate_bias + begin));
+    up = _mm512_add_ps(up, _mm512_maskz_loadu_ps(lanes, activation.up_bias + begin));
+  }
+  __m512 slope = gate;  // of the sigmoid
+  if (activation.spec.kind == Activation::Kind::kClampedSwiglu) {
+    const __m512 limit = _mm512_set1_ps(activation.spec.limit);
+    gate = _mm512_min_ps(gate, limit);
+    up = _mm512_min_ps(_mm512_max_ps(up, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit);
+    up = _mm512_add_ps(up, one);
+    slope = _mm512_mul_ps(gate, _mm512_set1_ps(activation.spec.alpha));
+  }
+  const __m512 divisor = _mm512_add_ps(one, Exp(_mm512_sub_ps(_mm512_setzero_ps(), slope)));
   return _mm512_mul_ps(_mm512_div_ps(gate, divisor), up);
 }
 
-// out[begin...] = bf16 of silu(gate) * up, no further than n.
-[[gnu::always_inline]] inline void StoreSilu(__m512 gate, __m512 up, int begin, int n, Bf16* out) {
+// out[begin...] = bf16 of activation(gate, up), no further than n.
+[[gnu::always_inline]] inline void StoreActivated(const Activation& activation, __m512 gate, __m512 up,
+                                                  int begin, int n, Bf16* out) {
   if (begin >= n) return;
-  _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin), Bf16Of(Silu(gate, up)));
+  _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin),
+                           Bf16Of(Activated(activation, gate, up, begin, n)));
 }
 
 // Where a panel of a bf16 matrix begins.
