@@ -67,11 +67,11 @@ Expected<std::vector<sim::ComparisonRow>> ReadRows(const Json& scenario, const s
   std::vector<sim::ComparisonRow> out;
   for (const Json& one : scenario["rows"]) {
     const std::string where = fmt::format("rows[{}]", out.size());
-    EM_ASSIGN_OR_RETURN(
-        const ScenarioReader reader,
-        ScenarioReader::Make(one, where,
-                             {"name", "unit", "paper", "fitted", "measure", "strategy", "from", "to",
-                              "without", "against", "workload", "at_s", "policy", "ttft_s", "tpot_s"}));
+    EM_ASSIGN_OR_RETURN(const ScenarioReader reader,
+                        ScenarioReader::Make(one, where,
+                                             {"name", "unit", "paper", "fitted", "measure", "strategy",
+                                              "from", "to", "without", "against", "against_static",
+                                              "workload", "at_s", "policy", "ttft_s", "tpot_s"}));
     sim::ComparisonRow row{.input = common};
     EM_ASSIGN_OR_RETURN(row.name, reader.Text("name"));
     EM_ASSIGN_OR_RETURN(row.unit, reader.Text("unit", ""));
@@ -96,6 +96,7 @@ Expected<std::vector<sim::ComparisonRow>> ReadRows(const Json& scenario, const s
                           sim::ParseStrategy(name.is_string() ? name.get<std::string>() : DumpJson(name)));
       row.against.push_back(baseline);
     }
+    EM_ASSIGN_OR_RETURN(row.against_static, reader.Int("against_static", 0, most, 0));
     EM_ASSIGN_OR_RETURN(row.at_s, reader.Number("at_s", 0, 1e9, 0));
     EM_ASSIGN_OR_RETURN(const std::string policy, reader.Text("policy", "static"));
     EM_ASSIGN_OR_RETURN(row.input.policy.kind, core::ParsePolicy(policy));

@@ -36,6 +36,9 @@ int Run(const sim::SimulationOptions& options) {
   show("resizes rolled back", report.resizes_aborted);
   show("worker deaths", report.worker_deaths);
   show("memory deaths", report.memory_deaths);
+  show("coordinator deaths", report.coordinator_deaths);
+  show("requests asked again", report.requests_again);
+  show("KV memory shrunk", report.kv_shrinks);
   show("messages lost", report.messages_lost);
   if (report.failed == 0) return 0;
   std::fprintf(

@@ -44,9 +44,9 @@ TEST(Capacity, SameInputSameResult) {
 }
 
 constexpr ResizeStrategy kAll[] = {ResizeStrategy::kElastic,      ResizeStrategy::kDrain,
-                                   ResizeStrategy::kElasticPaper, ResizeStrategy::kColdRestart,
-                                   ResizeStrategy::kExtravagant,  ResizeStrategy::kColocated,
-                                   ResizeStrategy::kHorizontal};
+                                   ResizeStrategy::kElasticPaper, ResizeStrategy::kElasticPaperOverlap,
+                                   ResizeStrategy::kColdRestart,  ResizeStrategy::kExtravagant,
+                                   ResizeStrategy::kColocated,    ResizeStrategy::kHorizontal};
 
 TEST(Capacity, EveryRequestEndsUnderEveryPolicyAndStrategy) {
   for (const auto kind : {core::PolicyKind::kStatic, core::PolicyKind::kThreshold, core::PolicyKind::kSlo})

@@ -7,7 +7,7 @@ namespace elasticmoe::sim {
 namespace {
 
 constexpr double kNs = 1e9;
-constexpr double kPatience = 600;  // seconds after the last arrival
+constexpr double kPatience = 600;  // seconds without an arrival or an end: it will not end
 
 TimeNs Ns(double seconds) {
   return static_cast<TimeNs>(seconds * kNs);
@@ -26,6 +26,15 @@ double Quantile(std::vector<double>& values, double share) {
 
 bool Ours(ResizeStrategy strategy) {
   return strategy == ResizeStrategy::kElastic || strategy == ResizeStrategy::kDrain;
+}
+
+bool Copies(ResizeStrategy strategy) {
+  return Ours(strategy) || strategy == ResizeStrategy::kElasticPaper ||
+         strategy == ResizeStrategy::kElasticPaperOverlap;
+}
+
+bool SharesDevices(ResizeStrategy strategy) {
+  return strategy == ResizeStrategy::kColocated || strategy == ResizeStrategy::kElasticPaperOverlap;
 }
 
 }  // namespace
@@ -47,8 +56,7 @@ CapacityWorld::CapacityWorld(const CapacityInput& input, core::Autoscaler policy
 }
 
 Expected<CapacityResult> CapacityWorld::Run() {
-  const double end_s = (input_.requests.empty() ? 0 : Seconds(input_.requests.back().at_ns)) + kPatience;
-  while ((next_ < input_.requests.size() || !AllIdle()) && now_ < end_s) {
+  while (next_ < input_.requests.size() || (!AllIdle() && now_ < last_end_ + kPatience)) {
     FinishSteps();
     Arrive();
     Strike();
@@ -162,6 +170,7 @@ void CapacityWorld::Arrive() {
     request.max_tokens = std::max(1, one.output_tokens);
     request.ignore_eos = true;
     policy_.Arrived(Ns(now_), one.prompt_tokens);
+    last_end_ = now_;
     waiting_tokens_ += one.prompt_tokens;
     ++sample_.arrivals;
     Instance& owner = *Least().instance;
@@ -178,6 +187,7 @@ void CapacityWorld::End(std::size_t index, bool failed) {
   state.owner = nullptr;
   const core::SloTarget& slo = input_.policy.slo;
   const bool met = !failed && state.ttft <= slo.ttft_s && state.tpot <= slo.tpot_s;
+  last_end_ = now_;
   ++result_.ended;
   result_.met += met;
   result_.each[index] = {state.ttft, state.tpot, now_, met};
@@ -211,14 +221,13 @@ void CapacityWorld::FinishSteps() {
 }
 
 void CapacityWorld::StartSteps() {
-  const bool copying = pending_ && now_ < pending_->ready &&
-                       (Ours(input_.strategy) || input_.strategy == ResizeStrategy::kElasticPaper);
+  const bool copying = pending_ && now_ < pending_->ready && Copies(input_.strategy);
   for (Engine& engine : engines_) {
     if (engine.instance->Stepping() || now_ < engine.stopped_until) continue;
     // Copies of a resize take memory bandwidth from the steps beside them; two engines on the same devices
     // take turns.
     double slowdown = copying ? 1 + input_.cluster.link_bytes_s / input_.cluster.memory_bytes_s : 1;
-    if (input_.strategy == ResizeStrategy::kColocated && Stepping()) slowdown *= 2;
+    if (SharesDevices(input_.strategy) && Stepping()) slowdown *= 2;
     std::vector<RequestId> failed;
     if (engine.instance->StartStep(now_, slowdown, failed))
       policy_.Stepped(engine.instance->last_shape(), engine.instance->last_seconds());
@@ -328,6 +337,7 @@ void CapacityWorld::Advance() {
       break;
     case ResizeStrategy::kExtravagant:
     case ResizeStrategy::kColocated:
+    case ResizeStrategy::kElasticPaperOverlap:
       AddEngine(pending_->to);
       StopIntake(engines_.front());
       break;

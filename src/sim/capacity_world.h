@@ -73,7 +73,7 @@ class CapacityWorld {
   CapacityResult result_;
   std::vector<double> ttft_, tpot_;
   std::size_t next_ = 0, next_resize_ = 0, next_fault_ = 0;
-  double now_ = 0, next_tick_ = 0, gap_ = 0;
+  double now_ = 0, next_tick_ = 0, gap_ = 0, last_end_ = 0;
   double waiting_tokens_ = 0;
   CapacitySample sample_;  // since the last one
 };

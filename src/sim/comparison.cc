@@ -67,7 +67,7 @@ Expected<ComparisonValue> Comparison::Evaluate(const ComparisonRow& row) {
   ComparisonValue out;
   EM_ASSIGN_OR_RETURN(out.simulated, Value(row, row.strategy, row.without));
   EM_ASSIGN_OR_RETURN(out.ours, Value(row, ResizeStrategy::kElastic, {}));
-  if (row.against.empty()) return out;
+  if (row.against.empty() && row.against_static == 0) return out;
   EM_ASSIGN_OR_RETURN(const double best, Best(row));
   const double over = std::max(best, 1e-12);
   return ComparisonValue{out.simulated / over, out.ours / over};
@@ -75,6 +75,13 @@ Expected<ComparisonValue> Comparison::Evaluate(const ComparisonRow& row) {
 
 Expected<double> Comparison::Best(const ComparisonRow& row) {
   std::optional<double> best;
+  if (row.against_static > 0) {
+    ComparisonRow still = row;
+    still.input.policy.kind = core::PolicyKind::kStatic;
+    still.from = still.to = row.against_static;
+    still.at_s = 0;
+    EM_ASSIGN_OR_RETURN(best, Value(still, ResizeStrategy::kElastic, {}));
+  }
   for (const ResizeStrategy one : row.against) {
     EM_ASSIGN_OR_RETURN(const double value, Value(row, one, {}));
     if (!best || (LessIsBetter(row.measure) ? value < *best : value > *best)) best = value;

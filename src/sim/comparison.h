@@ -42,6 +42,7 @@ struct ComparisonRow {
   ResizeStrategy strategy = ResizeStrategy::kElasticPaper;
   Without without;
   std::vector<ResizeStrategy> against;  // not empty: the value over the best of these
+  int against_static = 0;               // > 0: the value over what that many devices do, always the same
   CapacityInput input;                  // strategy, start_devices and resizes are set from what stands here
   std::string key;                      // of the workload: rows with the same key share runs
   int from = 1, to = 1;

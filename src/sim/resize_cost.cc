@@ -10,9 +10,9 @@ namespace elasticmoe::sim {
 namespace {
 
 constexpr std::array kStrategies = {ResizeStrategy::kElastic,      ResizeStrategy::kDrain,
-                                    ResizeStrategy::kElasticPaper, ResizeStrategy::kColdRestart,
-                                    ResizeStrategy::kExtravagant,  ResizeStrategy::kColocated,
-                                    ResizeStrategy::kHorizontal};
+                                    ResizeStrategy::kElasticPaper, ResizeStrategy::kElasticPaperOverlap,
+                                    ResizeStrategy::kColdRestart,  ResizeStrategy::kExtravagant,
+                                    ResizeStrategy::kColocated,    ResizeStrategy::kHorizontal};
 
 std::vector<DeviceId> Devices(int count) {
   std::vector<DeviceId> out;
@@ -91,6 +91,8 @@ std::string_view ToString(ResizeStrategy strategy) {
       return "drain";
     case ResizeStrategy::kElasticPaper:
       return "elastic-paper";
+    case ResizeStrategy::kElasticPaperOverlap:
+      return "elastic-paper-overlap";
     case ResizeStrategy::kColdRestart:
       return "cold-restart";
     case ResizeStrategy::kExtravagant:
@@ -162,7 +164,8 @@ Expected<ResizeCost> CostOfResize(const ClusterProfile& cluster, const ModelShap
       out.peak_bytes = whole(widest) + copies.largest_stage_bytes;
       break;
     }
-    case ResizeStrategy::kElasticPaper: {
+    case ResizeStrategy::kElasticPaper:
+    case ResizeStrategy::kElasticPaperOverlap: {
       EM_ASSIGN_OR_RETURN(const Copies copies, PlannedCopies(cluster, model, from, to));
       out.peak_bytes =
           (whole(widest) + copies.expert_bytes) * (without.allocator ? 1 + cluster.allocator_share : 1.0);

@@ -10,6 +10,8 @@ namespace elasticmoe::sim {
 //   drain         prepared as ours; then those that run end on the old size while others wait
 //   elastic-paper the paper's: an instance that waits warmed to its CPU part gets copies peer to peer and
 //                 warms up, then drain
+//   elastic-paper-overlap  the other reading of the paper: the new instance takes requests at once while the
+//                 old one ends its own, on the same devices in turns
 //   cold-restart  stop, start with the new size; requests begin again from their tokens
 //   extravagant   a whole instance of the new size on other devices, then the old one ends its requests
 //   colocated     the same on the same devices: two copies of the weights, half of the KV memory each, always
@@ -18,6 +20,7 @@ enum class ResizeStrategy {
   kElastic,
   kDrain,
   kElasticPaper,
+  kElasticPaperOverlap,
   kColdRestart,
   kExtravagant,
   kColocated,
@@ -44,7 +47,7 @@ struct ResizeCost {
 };
 
 // `from` and `to` in devices of `cluster`, which has no tensor-parallel groups (InGroups). For horizontal,
-// `replica` is the size of one. `without` is of elastic-paper alone. kResourceExhausted: a size is too small
+// `replica` is the size of one. `without` is of the paper's alone. kResourceExhausted: a size is too small
 // for the model.
 Expected<ResizeCost> CostOfResize(const ClusterProfile& cluster, const ModelShape& model,
                                   ResizeStrategy strategy, int from, int to, int replica = 1,
