@@ -27,6 +27,7 @@ constexpr std::array kFields = {
     Field{"host_bytes_s", &ClusterProfile::host_bytes_s, true},
     Field{"step_s", &ClusterProfile::step_s, false},
     Field{"peer_s", &ClusterProfile::peer_s, false},
+    Field{"request_s", &ClusterProfile::request_s, false},
     Field{"idle_watts", &ClusterProfile::idle_watts, false},
     Field{"busy_watts", &ClusterProfile::busy_watts, false},
     Field{"attach_s", &ClusterProfile::attach_s, false},
@@ -52,11 +53,12 @@ Expected<ClusterProfile> Read(const Json& json, const std::filesystem::path& bas
       const ScenarioReader reader,
       ScenarioReader::Make(
           json, "cluster",
-          {"profile",        "notes",           "devices",      "tensor_parallel", "devices_per_node",
-           "memory_bytes",   "kv_memory_bytes", "flops",        "memory_bytes_s",  "link_bytes_s",
-           "node_bytes_s",   "disk_bytes_s",    "host_bytes_s", "step_s",          "peer_s",
-           "idle_watts",     "busy_watts",      "attach_s",     "boot_s",          "boot_device_s",
-           "warmup_layer_s", "kv_init_s",       "allocator_s",  "allocator_share", "measured"}));
+          {"profile",       "notes",           "devices",      "tensor_parallel", "devices_per_node",
+           "memory_bytes",  "kv_memory_bytes", "flops",        "memory_bytes_s",  "link_bytes_s",
+           "node_bytes_s",  "disk_bytes_s",    "host_bytes_s", "step_s",          "peer_s",
+           "request_s",     "idle_watts",      "busy_watts",   "attach_s",        "boot_s",
+           "boot_device_s", "warmup_layer_s",  "kv_init_s",    "allocator_s",     "allocator_share",
+           "measured"}));
   EM_ASSIGN_OR_RETURN(const std::string name, reader.Text("profile"));
   ClusterProfile out;
   if (name.ends_with(".json")) {

@@ -28,11 +28,6 @@ bool Ours(ResizeStrategy strategy) {
   return strategy == ResizeStrategy::kElastic || strategy == ResizeStrategy::kDrain;
 }
 
-bool Copies(ResizeStrategy strategy) {
-  return Ours(strategy) || strategy == ResizeStrategy::kElasticPaper ||
-         strategy == ResizeStrategy::kElasticPaperOverlap;
-}
-
 bool SharesDevices(ResizeStrategy strategy) {
   return strategy == ResizeStrategy::kColocated || strategy == ResizeStrategy::kElasticPaperOverlap;
 }
@@ -207,7 +202,7 @@ void CapacityWorld::FinishSteps() {
     if (!event.tokens.empty()) {
       if (state.first < 0) {
         state.first = now_;
-        state.ttft = now_ - Seconds(input_.requests[index].at_ns);
+        state.ttft = now_ - Seconds(input_.requests[index].at_ns) + input_.cluster.request_s;
         waiting_tokens_ -= input_.requests[index].prompt_tokens;
         sample_.worst_ttft_s = std::max(sample_.worst_ttft_s, state.ttft);
       }
@@ -221,7 +216,8 @@ void CapacityWorld::FinishSteps() {
 }
 
 void CapacityWorld::StartSteps() {
-  const bool copying = pending_ && now_ < pending_->ready && Copies(input_.strategy);
+  // A worker joins first, then copies run.
+  const bool copying = pending_ && now_ < pending_->ready && now_ >= pending_->ready - pending_->copy_s;
   for (Engine& engine : engines_) {
     if (engine.instance->Stepping() || now_ < engine.stopped_until) continue;
     // Copies of a resize take memory bandwidth from the steps beside them; two engines on the same devices
@@ -307,15 +303,16 @@ Status CapacityWorld::Begin(core::Decision decision) {
   if (input_.strategy == ResizeStrategy::kExtravagant) to = std::min(to, input_.cluster.devices - from);
   if (to == from || to < std::min(from, least_)) return {};
   const std::pair key(from, to);
-  if (!resize_s_.contains(key)) {
+  if (!resize_cost_.contains(key)) {
     EM_ASSIGN_OR_RETURN(const ResizeCost cost,
                         CostOfResize(input_.cluster, input_.model, input_.strategy, from, to, replica_));
-    resize_s_[key] = cost.latency_s;
+    resize_cost_[key] = cost;
   }
-  pending_ = std::make_unique<Pending>(Pending{to, now_, now_ + resize_s_[key]});
+  const ResizeCost& cost = resize_cost_[key];
+  pending_ = std::make_unique<Pending>(Pending{to, now_, now_ + cost.latency_s, cost.copy_s});
   decision.to = to;
   result_.resizes.push_back({std::move(decision), pending_->ready, -1});
-  if (input_.strategy == ResizeStrategy::kColdRestart) Restart(engines_.front(), resize_s_[key]);
+  if (input_.strategy == ResizeStrategy::kColdRestart) Restart(engines_.front(), cost.latency_s);
   return {};
 }
 

@@ -31,8 +31,7 @@ class CapacityWorld {
   };
   struct Pending {
     int to = 0;
-    double start = 0, ready = 0;
-    bool holding = false;  // intake waits for the old size to end its requests
+    double start = 0, ready = 0, copy_s = 0;
   };
 
   int Size() const;  // that takes requests
@@ -69,7 +68,7 @@ class CapacityWorld {
   std::vector<Engine> engines_;
   std::vector<State> states_;
   std::unique_ptr<Pending> pending_;
-  std::map<std::pair<int, int>, double> resize_s_;
+  std::map<std::pair<int, int>, ResizeCost> resize_cost_;
   CapacityResult result_;
   std::vector<double> ttft_, tpot_;
   std::size_t next_ = 0, next_resize_ = 0, next_fault_ = 0;
