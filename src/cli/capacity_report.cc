@@ -21,10 +21,11 @@ std::string Curve(std::string_view label, const std::vector<sim::CapacitySample>
   }
   points += fmt::format(" {:.1f},{}", x, kHeight);
   return fmt::format(
-      "<figure><figcaption>{} <small>(0 to {:.4g}, over {:.0f} s)</small></figcaption><svg viewBox=\"0 0 {} "
+      "<figure><figcaption>{} <small>(0 to {}, over {:.0f} s)</small></figcaption><svg viewBox=\"0 0 {} "
       "{}\">"
       "<polygon points=\"{}\"/></svg></figure>\n",
-      label, most, end_s, kWidth, kHeight, points);
+      label, most >= 1000 ? fmt::format("{:.0f}", most) : fmt::format("{:.4g}", most), end_s, kWidth, kHeight,
+      points);
 }
 
 double Seconds(const core::Decision& decision) {
@@ -57,7 +58,8 @@ std::string HtmlHead(const std::string& title) {
       "<!doctype html><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">"
       "<title>{0}</title><style>body{{font:15px system-ui;max-width:960px;margin:2em auto;padding:0 1em}}"
       "svg{{width:100%;background:#f4f6f8}}polygon{{fill:#4a7fb5}}figure{{margin:.6em 0}}"
-      "pre{{overflow:auto}}td,th{{padding:.2em .8em;text-align:right}}td:first-child,th:first-child"
+      "pre{{overflow:auto;font-size:13px}}td,th{{padding:.2em "
+      ".8em;text-align:right}}td:first-child,th:first-child"
       "{{text-align:left}}tr:nth-child(even){{background:#f4f6f8}}</style><h1>{0}</h1>\n",
       HtmlText(title));
 }

@@ -301,7 +301,7 @@ Status CapacityWorld::Begin(core::Decision decision) {
   }
   // Beside the present size only so many devices are left.
   if (input_.strategy == ResizeStrategy::kExtravagant) to = std::min(to, input_.cluster.devices - from);
-  if (to == from || to < std::min(from, least_)) return {};
+  if (to == from || to < std::min(from, least_) || (decision.to > from && to < from)) return {};
   const std::pair key(from, to);
   if (!resize_cost_.contains(key)) {
     EM_ASSIGN_OR_RETURN(const ResizeCost cost,
