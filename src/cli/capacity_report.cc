@@ -2,30 +2,17 @@
 
 #include <algorithm>
 
+#include "cli/svg_curve.h"
+
 namespace elasticmoe::cli {
 namespace {
 
 // One curve of [seconds, value], filled below.
 template <class Value>
 std::string Curve(std::string_view label, const std::vector<sim::CapacitySample>& samples, Value value) {
-  constexpr double kWidth = 900, kHeight = 110;
-  double most = 0;
-  for (const auto& sample : samples) most = std::max(most, static_cast<double>(value(sample)));
-  const double end_s = std::max(1.0, samples.empty() ? 1.0 : samples.back().at_s);
-  std::string points = fmt::format("0,{}", kHeight);
-  double x = 0;
-  for (const auto& sample : samples) {
-    x = sample.at_s / end_s * kWidth;
-    points += fmt::format(" {:.1f},{:.1f}", x,
-                          kHeight - static_cast<double>(value(sample)) / std::max(most, 1e-9) * kHeight);
-  }
-  points += fmt::format(" {:.1f},{}", x, kHeight);
-  return fmt::format(
-      "<figure><figcaption>{} <small>(0 to {}, over {:.0f} s)</small></figcaption><svg viewBox=\"0 0 {} "
-      "{}\">"
-      "<polygon points=\"{}\"/></svg></figure>\n",
-      label, most >= 1000 ? fmt::format("{:.0f}", most) : fmt::format("{:.4g}", most), end_s, kWidth, kHeight,
-      points);
+  std::vector<std::pair<double, double>> points;
+  for (const auto& sample : samples) points.emplace_back(sample.at_s, static_cast<double>(value(sample)));
+  return SvgCurve(label, points);
 }
 
 double Seconds(const core::Decision& decision) {
@@ -37,32 +24,6 @@ double PerToken(double sum, const sim::CapacityResult& r) {
 }
 
 }  // namespace
-
-std::string HtmlText(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '&')
-      out += "&amp;";
-    else
-      out += c;
-  }
-  return out;
-}
-
-std::string HtmlHead(const std::string& title) {
-  return fmt::format(
-      "<!doctype html><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">"
-      "<title>{0}</title><style>body{{font:15px system-ui;max-width:960px;margin:2em auto;padding:0 1em}}"
-      "svg{{width:100%;background:#f4f6f8}}polygon{{fill:#4a7fb5}}figure{{margin:.6em 0}}"
-      "pre{{overflow:auto;font-size:13px}}td,th{{padding:.2em "
-      ".8em;text-align:right}}td:first-child,th:first-child"
-      "{{text-align:left}}tr:nth-child(even){{background:#f4f6f8}}</style><h1>{0}</h1>\n",
-      HtmlText(title));
-}
 
 std::string CapacityTable(const std::vector<NamedRun>& runs) {
   std::string out =
@@ -111,9 +72,9 @@ Json CapacityJson(const std::vector<NamedRun>& runs) {
 }
 
 std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& runs) {
-  std::string out = HtmlHead(title) + fmt::format("<pre>{}</pre>\n", HtmlText(CapacityTable(runs)));
+  std::string out = CurvePageHead(title) + fmt::format("<pre>{}</pre>\n", HtmlEscaped(CapacityTable(runs)));
   for (const auto& [name, r] : runs) {
-    out += fmt::format("<h2>{}</h2>\n", HtmlText(name));
+    out += fmt::format("<h2>{}</h2>\n", HtmlEscaped(name));
     out += Curve("Arrivals a second", r.samples, [](const auto& s) { return s.arrivals; });
     out += Curve("Devices", r.samples, [](const auto& s) { return s.devices; });
     out += Curve("Waiting requests", r.samples, [](const auto& s) { return s.waiting; });
@@ -124,7 +85,7 @@ std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& 
     out += "<ol>";
     for (const auto& [d, ready_s, done_s] : r.resizes)
       out += fmt::format("<li>{:.0f} s: {} to {}, {:.1f} s: {}</li>\n", Seconds(d), d.from, d.to,
-                         std::max(0.0, done_s - Seconds(d)), HtmlText(d.reason));
+                         std::max(0.0, done_s - Seconds(d)), HtmlEscaped(d.reason));
     out += "</ol>\n";
   }
   return out;

@@ -4,7 +4,6 @@
 
 #include <optional>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,9 +17,6 @@ struct NamedRun {
   std::string name;
   sim::CapacityResult result;
 };
-
-std::string HtmlText(std::string_view text);  // with what HTML reads as its own escaped
-std::string HtmlHead(const std::string& title);
 
 std::string CapacityTable(const std::vector<NamedRun>& runs);
 Json CapacityJson(const std::vector<NamedRun>& runs);

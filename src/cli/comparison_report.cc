@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cli/capacity_report.h"
+#include "cli/svg_curve.h"
 
 namespace elasticmoe::cli {
 namespace {
@@ -83,16 +84,19 @@ Json ComparisonJson(const std::vector<ComparedRow>& rows) {
 
 std::string ComparisonHtml(const std::string& title, const std::vector<std::string>& notes,
                            const std::vector<ComparedRow>& rows) {
-  std::string out = HtmlHead(title) + "<table><tr>";
+  std::string out =
+      CurvePageHead(title) +
+      "<style>td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}"
+      "tr:nth-child(even){background:#f4f6f8}</style><table><tr>";
   for (const char* one : kHead) out += fmt::format("<th>{}</th>", one);
   out += "</tr>\n";
   for (const auto& row : Cells(rows)) {
     out += "<tr>";
-    for (const std::string& cell : row) out += fmt::format("<td>{}</td>", HtmlText(cell));
+    for (const std::string& cell : row) out += fmt::format("<td>{}</td>", HtmlEscaped(cell));
     out += "</tr>\n";
   }
   out += "</table>\n";
-  for (const std::string& note : notes) out += fmt::format("<p>{}</p>\n", HtmlText(note));
+  for (const std::string& note : notes) out += fmt::format("<p>{}</p>\n", HtmlEscaped(note));
   return out;
 }
 

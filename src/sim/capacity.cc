@@ -56,6 +56,19 @@ void Ungroup(CapacityResult& result, int group) {
   }
 }
 
+// What sequences can hold at most: as many as may run, each as long as the longest, in whole blocks and one
+// more.
+double MostKvTokens(const CapacityInput& input) {
+  constexpr double kSlack = 64;
+  double sum = 0, longest = 0;
+  for (const SimRequest& one : input.requests) {
+    const double tokens = static_cast<double>(one.prompt_tokens) + one.output_tokens + kSlack;
+    sum += tokens;
+    longest = std::max(longest, tokens);
+  }
+  return std::max(kSlack, std::min(sum, longest * input.max_running));
+}
+
 }  // namespace
 
 Expected<CapacityResult> RunCapacity(const CapacityInput& given) {
@@ -99,7 +112,8 @@ Expected<CapacityResult> RunCapacity(const CapacityInput& given) {
                             .max_running = input.max_running,
                             .max_running_per_device = input.max_running_per_device,
                             .kv_tokens_fixed = shape.kv_tokens_fixed,
-                            .kv_tokens_per_device = shape.kv_tokens_per_device};
+                            .kv_tokens_per_device = shape.kv_tokens_per_device,
+                            .kv_tokens_most = MostKvTokens(input)};
   if (limits.max_running_per_device > 0)
     shape.max_running =
         std::min(shape.max_running, limits.max_running_per_device * std::max(1, policy.max_devices));

@@ -40,7 +40,8 @@ void Instance::SetDevices(int devices) {
   if (devices < devices_) scheduler_->Rebalance();
   list.resize(static_cast<std::size_t>(devices));
   scheduler_->SetDevices(list);
-  const double tokens = limits_.kv_tokens_fixed + limits_.kv_tokens_per_device * devices;
+  const double room = limits_.kv_tokens_fixed + limits_.kv_tokens_per_device * devices;
+  const double tokens = std::min(room, limits_.kv_tokens_most);
   scheduler_->SetBlocks(kDomain, static_cast<std::uint32_t>(std::clamp(tokens / kBlockTokens, 1.0, 4e8)));
   if (devices > devices_ && devices_ > 0) scheduler_->Rebalance();
   devices_ = devices;

@@ -16,7 +16,8 @@ struct EngineLimits {
   int max_running = 4096;          // sequences with KV, all devices
   int max_running_per_device = 0;  // and of one; 0 = no limit. Held back as steps begin: one step may overrun
   double kv_tokens_fixed = 0;      // KV room in tokens: this,
-  double kv_tokens_per_device = 0;  // and this a device
+  double kv_tokens_per_device = 0;  // and this a device,
+  double kv_tokens_most = 1e7;      // beyond this it is never used: blocks are not kept for nothing
 };
 
 class Instance {
