@@ -6,8 +6,10 @@
 namespace elasticmoe::cli {
 
 void RegisterBench(CLI::App& app, Action& action) {
-  CLI::App* bench = app.add_subcommand("bench", "Measure a server");
+  CLI::App* bench = app.add_subcommand("bench", "Measure this machine, an engine, a server or a resize");
   bench->require_subcommand(1);
+  RegisterBenchPrefill(*bench, action);
+  RegisterBenchDecode(*bench, action);
   RegisterBenchServe(*bench, action);
   RegisterBenchResize(*bench, action);
 }
