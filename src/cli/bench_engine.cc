@@ -60,12 +60,17 @@ Expected<std::unique_ptr<EngineBench>> EngineBench::Start(Options options) {
                                                            .max_rows = engine.max_step_rows,
                                                            .sequences = options.sequences,
                                                            .tokens_each = options.tokens_each}));
-  bench->limits_ = MeasureLimits(*kernels, bench->alone_->threads());
+  bench->kernels_ = kernels;
+  bench->MeasureLimitsAgain();
   bench->options_ = std::move(options);
   return bench;
 }
 
 EngineBench::~EngineBench() = default;
+
+void EngineBench::MeasureLimitsAgain() {
+  limits_.Raise(MeasureLimits(*kernels_, alone_->threads()));
+}
 
 std::string EngineBench::About() const {
   const std::size_t devices = engine_->Stats().devices.size();

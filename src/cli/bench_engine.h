@@ -44,6 +44,8 @@ class EngineBench {
   Timed DecodeAlone(const Sequences& prompts, int steps, Work& work);
 
   const MachineLimits& limits() const { return limits_; }
+  // Measures them again and keeps the better: what else runs on the machine, and its clock, change.
+  void MeasureLimitsAgain();
   std::string About() const;  // model, devices and threads
 
  private:
@@ -54,6 +56,7 @@ class EngineBench {
 
   Options options_;
   std::unique_ptr<runtime::ElasticEngine> engine_;
+  const compute::Kernels* kernels_ = nullptr;
   std::unique_ptr<ForwardAlone> alone_;
   MachineLimits limits_;
   std::uint64_t next_request_ = 1;

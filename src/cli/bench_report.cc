@@ -30,6 +30,13 @@ double MachineLimits::Seconds(const Work& work) const {
   return operations_per_s > 0 ? std::max(reading, work.operations / operations_per_s) : reading;
 }
 
+void MachineLimits::Raise(const MachineLimits& other) {
+  kernels = other.kernels;
+  threads = other.threads;
+  bytes_per_s = std::max(bytes_per_s, other.bytes_per_s);
+  operations_per_s = std::max(operations_per_s, other.operations_per_s);
+}
+
 MachineLimits MeasureLimits(const compute::Kernels& kernels, compute::ThreadPool& threads) {
   return {std::string(kernels.name), threads.Size(), compute::ReadBandwidth(threads),
           compute::DotPeak(kernels, threads)};

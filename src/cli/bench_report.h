@@ -26,6 +26,7 @@ struct MachineLimits {
 
   // The least time for that work: both can overlap, so the longer of the two.
   double Seconds(const Work& work) const;
+  void Raise(const MachineLimits& other);  // the better of each
 };
 
 // Half a second a kind of limit, on all threads of the pool.

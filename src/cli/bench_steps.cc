@@ -27,6 +27,9 @@ struct Options {
 
 // Median of rounds that took turns, the forward pass alone and the engine, on the same tokens.
 struct Measured {
+  std::string name;
+  double tokens = 0;  // of a round
+  int steps = 1;      // of a round
   std::vector<double> engine_s, alone_s;
   Work work;  // of one round
   bool same_tokens = true;
@@ -56,16 +59,15 @@ Status DecodeRound(EngineBench& bench, int sequences, const Options& options, st
   return {};
 }
 
-Json RowOf(const std::string& name, const Measured& measured, double tokens, int steps,
-           const MachineLimits& limits) {
+Json RowOf(const Measured& measured, const MachineLimits& limits) {
   const double engine_s = Median(measured.engine_s), alone_s = Median(measured.alone_s);
   const auto side = [&](double seconds) {
     Json json = RatesOf(measured.work, seconds, limits);
-    json["ms"] = seconds * 1e3 / steps;
-    json["tokens_per_s"] = tokens / seconds;
+    json["ms"] = seconds * 1e3 / measured.steps;
+    json["tokens_per_s"] = measured.tokens / seconds;
     return json;
   };
-  Json row = {{"name", name}, {"value", tokens / engine_s}, {"unit", "tokens/s"}};
+  Json row = {{"name", measured.name}, {"value", measured.tokens / engine_s}, {"unit", "tokens/s"}};
   const Json engine = side(engine_s);
   row.update(engine);
   row["forward_alone"] = side(alone_s);
@@ -107,13 +109,21 @@ int RunPaced(EngineBench& bench, const Options& options, const char* command) {
   std::printf("%s\n", DumpJson({{"machine", ToJson(bench.limits())}}).c_str());
   std::fflush(stdout);
   for (std::string line; std::getline(std::cin, line); ++seed) {
+    if (line == "limits") {
+      bench.MeasureLimitsAgain();
+      std::printf("%s\n", DumpJson({{"machine", ToJson(bench.limits())}}).c_str());
+      std::fflush(stdout);
+      continue;
+    }
     const std::size_t space = line.find(' ');
     const int count = space == std::string::npos ? 0 : std::atoi(line.c_str() + space);
     const bool prefill = line.starts_with("prefill "), decode = line.starts_with("decode ");
     if (count < 1 || (!prefill && !decode) ||
         count > (prefill ? options.prefills[0] : options.sequences[0])) {
       std::fprintf(
-          stderr, "elasticmoe %s: %s: expected \"prefill TOKENS\" or \"decode SEQUENCES\", up to %d and %d\n",
+          stderr,
+          "elasticmoe %s: %s: expected \"limits\", \"prefill TOKENS\" or \"decode SEQUENCES\", up to %d and "
+          "%d\n",
           command, line.c_str(), options.prefills[0], options.sequences[0]);
       return 2;
     }
@@ -126,7 +136,8 @@ int RunPaced(EngineBench& bench, const Options& options, const char* command) {
         prefill ? bench.PrefillAlone(prompts[0], work) : bench.DecodeAlone(prompts, options.steps, work);
     std::printf("%s\n", DumpJson({{"seconds", timed->seconds},
                                   {"tokens", prefill ? count : count * options.steps},
-                                  {"limit_seconds", bench.limits().Seconds(work)},
+                                  {"operations", work.operations},
+                                  {"bytes", work.bytes},
                                   {"forward_alone_seconds", alone.seconds},
                                   {"prompts", prompts},
                                   {"generated", timed->generated}})
@@ -147,16 +158,14 @@ int Run(Options options, const char* command) {
   if (!bench) return Complain(command, bench.error());
   if (options.paced) return RunPaced(**bench, options, command);
 
-  Json rows = Json::array();
-  bool same_tokens = true;
+  std::vector<Measured> all;
   const auto measure = [&](const std::string& name, double tokens, int steps, const Round& round) -> Status {
-    Measured measured;
-    Measured warm_up;
+    Measured warm_up, measured{.name = name, .tokens = tokens, .steps = steps};
     EM_RETURN_IF_ERROR(round(options.seed, warm_up));
     for (int i = 1; i <= options.rounds; ++i)
       EM_RETURN_IF_ERROR(round(options.seed + static_cast<std::uint64_t>(i), measured));
-    rows.push_back(RowOf(name, measured, tokens, steps, (*bench)->limits()));
-    same_tokens &= measured.same_tokens;
+    all.push_back(std::move(measured));
+    (*bench)->MeasureLimitsAgain();
     return {};
   };
   Status status;
@@ -173,6 +182,12 @@ int Run(Options options, const char* command) {
         [&](std::uint64_t seed, Measured& to) { return DecodeRound(**bench, count, options, seed, to); });
   }
   if (!status) return Complain(command, status.error());
+  Json rows = Json::array();
+  bool same_tokens = true;
+  for (const Measured& measured : all) {
+    rows.push_back(RowOf(measured, (*bench)->limits()));
+    same_tokens &= measured.same_tokens;
+  }
   const int code =
       Report(options.report, command, (*bench)->limits(), rows, Table(**bench, rows, options.rounds));
   if (!same_tokens)
@@ -232,10 +247,10 @@ void RegisterBenchDecode(CLI::App& bench, Action& action) {
   sub->add_option("--steps", options->steps, "Steps that are timed, a token a sequence each")
       ->check(CLI::Range(1, 100'000))
       ->capture_default_str();
-  auto* paced =
-      sub->add_flag("--paced", options->paced,
-                    "Measure what lines on stdin ask for, \"prefill TOKENS\" or \"decode SEQUENCES\", "
-                    "and answer each with a line of JSON");
+  auto* paced = sub->add_flag(
+      "--paced", options->paced,
+      "Measure what lines on stdin ask for, \"prefill TOKENS\", \"decode SEQUENCES\" or \"limits\", "
+      "and answer each with a line of JSON");
   sub->add_option("--paced-prefill", options->prefills, "The longest prompt of --paced")
       ->expected(1)
       ->check(CLI::Range(1, 1'000'000))

@@ -128,7 +128,7 @@ async function measureEngines(model, format, rows) {
     "bench", "decode", model, "--paced", "--sequences", String(sequences), "--paced-prefill",
     String(prefillTokens), "--steps", String(steps), "--context", String(context), ...weightsFlags(format),
     ...flags]);
-  const {machine} = await ours.next();
+  await ours.next();
 
   const askPeer = (kind, {prompts, generated}, most = Infinity) => peer.ask(JSON.stringify(kind === "prefill"
       ? {op: "prefill", prompt: prompts[0]}
@@ -144,20 +144,24 @@ async function measureEngines(model, format, rows) {
     }
     const threads = trial.sort((a, b) => a.seconds - b.seconds)[0].threads;
     await peer.ask(JSON.stringify({op: "threads", count: threads}));
-    const times = {ours: [], peer: [], alone: [], limit: []};
+    const times = {ours: [], peer: [], alone: []};
+    let work = {};
     for (let round = 0; round < rounds; ++round) {
       const mine = await ours.ask(`${kind} ${count}`);
       times.ours.push(mine.seconds);
       times.alone.push(mine.forward_alone_seconds);
-      times.limit.push(mine.limit_seconds);
+      work = {operations: mine.operations, bytes: mine.bytes};
       times.peer.push((await askPeer(kind, mine)).seconds);
     }
     const tokens = kind === "prefill" ? count : count * steps;
     const [mine, theirs] = [median(times.ours), median(times.peer)];
+    const {machine} = await ours.ask("limits");
+    const bandwidth = machine.read_gb_per_s * 1e9, peak = (machine.dot_gflop_per_s ?? Infinity) * 1e9;
     add(rows, {name, ours: tokens / mine, peer: tokens / theirs, ratio: theirs / mine,
-               limit_fraction: median(times.limit) / mine, peer_threads: threads,
-               forward_alone: tokens / median(times.alone)});
+               limit_fraction: Math.max(work.bytes / bandwidth, work.operations / peak) / mine,
+               peer_threads: threads, forward_alone: tokens / median(times.alone)});
   }
+  const {machine} = await ours.ask("limits");
   await Promise.all([ours.stop(), peer.stop()]);
   return {machine, release: ready.release};
 }
