@@ -69,7 +69,7 @@ Expected<std::unique_ptr<EngineBench>> EngineBench::Start(Options options) {
 EngineBench::~EngineBench() = default;
 
 void EngineBench::MeasureLimitsAgain() {
-  limits_.Raise(MeasureLimits(*kernels_, alone_->threads()));
+  limits_.Raise(MeasureLimits(*kernels_, engine_->Spec().weights, alone_->threads()));
 }
 
 std::string EngineBench::About() const {

@@ -1,4 +1,5 @@
-// elasticmoe bench kernels: what each kernel reaches of what this machine could, on weights that no cache holds.
+// elasticmoe bench kernels: what each kernel reaches of what this machine could, on weights that no cache
+// holds.
 #include <sys/mman.h>
 
 #include <CLI/CLI.hpp>
@@ -9,19 +10,22 @@
 #include <numeric>
 #include <optional>
 
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/rng.h"
 #include "cli/bench_report.h"
 #include "cli/client.h"
 #include "cli/command.h"
+#include "cli/engine_flags.h"
 #include "compute/forward.h"
+#include "compute/quantized_row.h"
 #include "compute/sampler.h"
+#include "compute/work.h"
 #include "runtime/process.h"
 
 namespace elasticmoe::cli {
 namespace {
 
-namespace compute = elasticmoe::compute;
 using compute::Bf16;
 using compute::PackedMatrix;
 
@@ -30,6 +34,7 @@ constexpr std::size_t kColdBytes = std::size_t{768} << 20;  // of weights, cycle
 
 struct Options {
   std::string isa = "auto";
+  core::WeightFormat weights = core::WeightFormat::kBf16;
   int threads = 0;  // 0 = one, and then all cores for what a device does with several
   std::string filter;
   int rounds = 5;
@@ -64,15 +69,17 @@ class KernelBench {
       : options_(options),
         kernels_(kernels),
         pool_(cpus),
+        // Read as any of the formats: small numbers, small scales.
         weights_(kColdBytes / sizeof(Bf16), compute::ToBf16(0.01F)),
-        limits_(MeasureLimits(kernels, pool_)) {}
+        limits_(MeasureLimits(kernels, options.weights, pool_)) {}
 
   void Run() {
-    for (const int m : {1, 4, 16, 64, 256, 512}) Matmul("matmul", 2048, 1536, m);
-    for (const int m : {1, 4, 16, 64, 256, 512}) Matmul("matmul", 768, 2048, m);
+    for (const int m : {1, 4, 16, 64, 256, 512}) Matmul(2048, 1536, m);
+    for (const int m : {1, 4, 16, 64, 256, 512}) Matmul(768, 2048, m);
     for (const int m : {1, 4, 16, 64, 256, 512}) GateUp(2048, 768, m);
     for (const int m : {1, 64}) Router(m);
-    for (const auto& [rows, tokens] : {std::pair{1, 512}, {1, 8192}, {2, 512}, {16, 512}}) Attend(rows, tokens);
+    for (const auto& [rows, tokens] : {std::pair{1, 512}, {1, 8192}, {2, 512}, {16, 512}})
+      Attend(rows, tokens);
     for (const auto& [experts, rows] : {std::pair{8, 1}, {8, 64}, {64, 4}, {64, 32}}) Experts(experts, rows);
     if (pool_.Size() > 1) return;  // a token is sampled by one thread
     Sample("greedy", {.temperature = 0});
@@ -89,7 +96,8 @@ class KernelBench {
  private:
   // Runs `body` for rounds of at least options.seconds; the median of a call. `body` does `work` once.
   void Measure(const std::string& what, const Work& work, const std::function<void()>& body) {
-    const std::string name = fmt::format("{}/{}/t{}", kernels_.name, what, pool_.Size());
+    const std::string name =
+        fmt::format("{}/{}/{}/t{}", kernels_.name, core::NameOf(options_.weights), what, pool_.Size());
     if (name.find(options_.filter) == std::string::npos) return;
     body();
     std::vector<double> rounds;
@@ -110,52 +118,65 @@ class KernelBench {
     rows_.push_back(std::move(row));
   }
 
-  int Panels(int n) const { return (n + compute::kPanel - 1) / compute::kPanel; }
-
-  // Splits panels over the pool's threads, as a device does.
-  void Split(int n, const std::function<void(int first, int last)>& part) {
-    const int threads = pool_.Size();
-    pool_.Run(threads, [&](int i) { part(Panels(n) * i / threads, Panels(n) * (i + 1) / threads); });
+  // The `index`th matrix of that shape among the cold weights, which begins anew after the last.
+  PackedMatrix Cold(int n, int k, std::size_t index) const {
+    const std::size_t bytes = compute::PackedBytes(n, k, options_.weights);
+    const auto* data = reinterpret_cast<const std::byte*>(weights_.data());
+    return {data + index % (kColdBytes / bytes) * bytes, n, k, options_.weights};
   }
 
+  // Splits panels over the pool's threads, two at a time: pairs share a group of a quantized output.
+  void Split(int n, const std::function<void(int first, int last)>& part) {
+    const int threads = pool_.Size(), panels = compute::PanelsOf(n), pairs = (panels + 1) / 2;
+    pool_.Run(threads,
+              [&](int i) { part(pairs * i / threads * 2, std::min(panels, pairs * (i + 1) / threads * 2)); });
+  }
+
+  bool Quantized() const { return options_.weights != core::WeightFormat::kBf16; }
+
+  // m rows of activations (zeros) in the form that the format's products take, and as many of output.
   struct Rows {
-    Array<float> in, out;
+    static constexpr std::size_t kGap = 64;  // bytes between rows, so that they do not fall on the same sets
+    Array<std::byte> in, out;
     std::vector<const void*> in_rows;
     std::vector<float*> out_rows;
     std::vector<void*> activation_rows;
-    Rows(int m, int k, int n, int activation_bytes)
-        : in(std::size_t(m) * (k + 16), 0.0F), out(std::size_t(m) * n, 0.0F) {
+    Rows(int m, std::size_t in_bytes, int n)
+        : in(m * (in_bytes + kGap), std::byte{0}),
+          out(std::size_t(m) * (n * sizeof(float) + 4096), std::byte{0}) {
       for (int i = 0; i < m; ++i) {
-        in_rows.push_back(reinterpret_cast<const std::byte*>(in.data()) +
-                          std::size_t(i) * (std::size_t(k) * activation_bytes + 64 / 4 * activation_bytes));
-        out_rows.push_back(out.data() + std::size_t(i) * n);
-        activation_rows.push_back(out_rows.back());
+        in_rows.push_back(in.data() + std::size_t(i) * (in_bytes + kGap));
+        activation_rows.push_back(out.data() + std::size_t(i) * (n * sizeof(float) + 4096));
+        out_rows.push_back(static_cast<float*>(activation_rows.back()));
       }
     }
   };
+  std::size_t InputBytes(int k) const {
+    return Quantized() ? compute::QuantizedRow::Bytes(k) : std::size_t(k) * kernels_.activation_bytes;
+  }
 
-  void Matmul(const char* what, int k, int n, int m) {
-    Rows rows(m, k, n, kernels_.activation_bytes);
-    const std::size_t bytes = compute::PackedBytes(n, k), count = kColdBytes / bytes;
-    Measure(fmt::format("{}/{}x{}/m{}", what, k, n, m),
-            {2.0 * m * n * k, static_cast<double>(bytes)}, [&, next = std::size_t{0}]() mutable {
-              const PackedMatrix w{weights_.data() + next++ % count * (bytes / sizeof(Bf16)), n, k};
+  void Matmul(int k, int n, int m) {
+    Rows rows(m, InputBytes(k), n);
+    const auto run = Quantized() ? kernels_.quantized.matmul : kernels_.matmul;
+    Measure(fmt::format("matmul/{}x{}/m{}", k, n, m),
+            {2.0 * m * n * k, static_cast<double>(compute::PackedBytes(n, k, options_.weights))},
+            [&, next = std::size_t{0}]() mutable {
+              const PackedMatrix w = Cold(n, k, next++);
               Split(n, [&](int first, int last) {
-                kernels_.matmul(w, rows.in_rows.data(), m, first, last, rows.out_rows.data());
+                run(w, rows.in_rows.data(), m, first, last, rows.out_rows.data());
               });
             });
   }
 
   void GateUp(int k, int n, int m) {
-    Rows rows(m, k, n, kernels_.activation_bytes);
-    const std::size_t bytes = compute::PackedBytes(n, k), step = bytes / sizeof(Bf16),
-                      count = kColdBytes / bytes / 2;
-    Measure(fmt::format("gate_up/{}x{}/m{}", k, n, m), {4.0 * m * n * k, 2.0 * static_cast<double>(bytes)},
+    Rows rows(m, InputBytes(k), n);
+    const auto run = Quantized() ? kernels_.quantized.gate_up : kernels_.gate_up;
+    Measure(fmt::format("gate_up/{}x{}/m{}", k, n, m),
+            {4.0 * m * n * k, 2.0 * static_cast<double>(compute::PackedBytes(n, k, options_.weights))},
             [&, next = std::size_t{0}]() mutable {
-              const Bf16* pair = weights_.data() + next++ % count * 2 * step;
+              const PackedMatrix gate = Cold(n, k, next++), up = Cold(n, k, next++);
               Split(n, [&](int first, int last) {
-                kernels_.gate_up({pair, n, k}, {pair + step, n, k}, rows.in_rows.data(), m, first, last,
-                                 rows.activation_rows.data());
+                run(gate, up, rows.in_rows.data(), m, first, last, rows.activation_rows.data());
               });
             });
   }
@@ -195,22 +216,23 @@ class KernelBench {
     core::ModelSpec spec;
     spec.hidden = 2048;
     spec.moe.expert_width = 768;
-    const std::size_t step = compute::PackedBytes(768, 2048) / sizeof(Bf16),
-                      held = kColdBytes / sizeof(Bf16) / step / 3;
-    Rows all(count * rows, spec.hidden, spec.hidden, kernels_.activation_bytes);
+    spec.weights = options_.weights;
+    Rows all(count * rows, std::size_t(spec.hidden) * kernels_.activation_bytes, spec.hidden);
     std::vector<compute::ExpertRow> visits;
     for (int i = 0; i < count * rows; ++i) visits.push_back({all.in_rows[i], all.out_rows[i]});
     std::vector<std::byte> scratch;
-    const Work work{6.0 * count * rows * 768 * 2048, 6.0 * static_cast<double>(step) * count};
-    Measure(fmt::format("experts/{}/rows{}", count, rows), work, [&, next = std::size_t{0}]() mutable {
-      std::vector<compute::ExpertBatch> batches;
-      for (int e = 0; e < count; ++e) {
-        const Bf16* w = weights_.data() + next++ % held * 3 * step;
-        batches.push_back({{{w, 768, 2048}, {w + step, 768, 2048}, {w + 2 * step, 2048, 768}},
-                           {visits.data() + std::size_t(e) * rows, std::size_t(rows)}});
-      }
-      compute::RunExperts(spec, kernels_, pool_, batches, scratch);
-    });
+    const double bytes = 2.0 * static_cast<double>(compute::PackedBytes(768, 2048, options_.weights)) +
+                         static_cast<double>(compute::PackedBytes(2048, 768, options_.weights));
+    Measure(
+        fmt::format("experts/{}/rows{}", count, rows), {6.0 * count * rows * 768 * 2048, bytes * count},
+        [&, next = std::size_t{0}]() mutable {
+          std::vector<compute::ExpertBatch> batches;
+          for (int e = 0; e < count; ++e, next += 3) {
+            batches.push_back({{Cold(768, 2048, next), Cold(768, 2048, next + 1), Cold(2048, 768, next + 2)},
+                               {visits.data() + std::size_t(e) * rows, std::size_t(rows)}});
+          }
+          compute::RunExperts(spec, kernels_, pool_, batches, scratch);
+        });
   }
 
   void Sample(const char* what, const core::SamplingParams& params) {
@@ -244,9 +266,8 @@ std::string Table(const Json& rows) {
                                                       : std::string("-");
     };
     const auto percent = [&](const char* key) {
-      return row.contains(key) && !row[key].is_null()
-                 ? fmt::format("{:.0f} %", row[key].get<double>() * 100)
-                 : std::string("-");
+      return row.contains(key) && !row[key].is_null() ? fmt::format("{:.0f} %", row[key].get<double>() * 100)
+                                                      : std::string("-");
     };
     cells.push_back({row["name"], number("us", 1), number("gflop_per_s", 1), percent("of_peak"),
                      number("gb_per_s", 1), percent("of_bandwidth"), percent("limit_fraction")});
@@ -265,10 +286,12 @@ int Run(const Options& options) {
   }
   const std::vector<int> cpus = runtime::AllowedCpus();
   std::vector<int> counts{options.threads};
-  if (options.threads == 0) counts = cpus.size() > 1 ? std::vector{1, static_cast<int>(cpus.size())} : std::vector{1};
+  if (options.threads == 0)
+    counts = cpus.size() > 1 ? std::vector{1, static_cast<int>(cpus.size())} : std::vector{1};
   if (options.threads > static_cast<int>(cpus.size()))
-    return Complain(kCommand, Error{ErrorCode::kInvalidArgument,
-                                    fmt::format("--threads: {} (limit={}, the cores)", options.threads, cpus.size())});
+    return Complain(kCommand,
+                    Error{ErrorCode::kInvalidArgument,
+                          fmt::format("--threads: {} (limit={}, the cores)", options.threads, cpus.size())});
   Json rows = Json::array();
   std::string text;
   std::optional<MachineLimits> limits;
@@ -277,7 +300,8 @@ int Run(const Options& options) {
       KernelBench bench(options, *table, {cpus.begin(), cpus.begin() + threads});
       bench.Run();
       if (bench.rows().empty()) continue;
-      text += fmt::format("{}{}\n\n{}", text.empty() ? "" : "\n", Describe(bench.limits()), Table(bench.rows()));
+      text +=
+          fmt::format("{}{}\n\n{}", text.empty() ? "" : "\n", Describe(bench.limits()), Table(bench.rows()));
       for (const Json& row : bench.rows()) rows.push_back(row);
       limits = bench.limits();
     }
@@ -292,14 +316,19 @@ int Run(const Options& options) {
 
 void RegisterBenchKernels(CLI::App& bench, Action& action) {
   auto options = std::make_shared<Options>();
-  CLI::App* sub = bench.add_subcommand("kernels", "Each kernel's rate, and its share of this machine's limits");
+  CLI::App* sub =
+      bench.add_subcommand("kernels", "Each kernel's rate, and its share of this machine's limits");
   sub->footer(
       "Examples:\n  elasticmoe bench kernels\n  elasticmoe bench kernels --isa all --filter matmul\n"
-      "\nA name is TABLE/KERNEL/SHAPE/tTHREADS: matmul and gate_up KxN on m rows, experts COUNT with rows each.\n"
-      "The limits are measured first, with the same threads: a read of memory, and the table's dot product on "
+      "\nA name is TABLE/WEIGHTS/KERNEL/SHAPE/tTHREADS: matmul and gate_up KxN on m rows, experts COUNT with "
+      "rows each.\n"
+      "The limits are measured first, with the same threads: a read of memory, and the table's dot product "
+      "on "
       "registers.");
-  sub->add_option("--isa,--kernels", options->isa, "auto, all, or a table: amxbf16, avx512bf16, avx2, reference")
+  sub->add_option("--isa,--kernels", options->isa,
+                  "auto, all, or a table: amxbf16, avx512bf16, avx2, reference")
       ->capture_default_str();
+  AddWeightsFlag(*sub, options->weights);
   sub->add_option("--threads", options->threads, "Pinned threads (default: one, then all cores)")
       ->check(CLI::Range(1, 1024));
   sub->add_option("--filter", options->filter, "Only what has this in its name");

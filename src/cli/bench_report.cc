@@ -32,21 +32,24 @@ double MachineLimits::Seconds(const Work& work) const {
 
 void MachineLimits::Raise(const MachineLimits& other) {
   kernels = other.kernels;
+  weights = other.weights;
   threads = other.threads;
   bytes_per_s = std::max(bytes_per_s, other.bytes_per_s);
   operations_per_s = std::max(operations_per_s, other.operations_per_s);
 }
 
-MachineLimits MeasureLimits(const compute::Kernels& kernels, compute::ThreadPool& threads) {
-  return {std::string(kernels.name), threads.Size(), compute::ReadBandwidth(threads),
-          compute::DotPeak(kernels, threads)};
+MachineLimits MeasureLimits(const compute::Kernels& kernels, core::WeightFormat weights,
+                            compute::ThreadPool& threads) {
+  return {std::string(kernels.name), weights, threads.Size(), compute::ReadBandwidth(threads),
+          compute::DotPeak(kernels, weights, threads)};
 }
 
 std::string Describe(const MachineLimits& limits) {
   std::string text = fmt::format("{}, {} thread{}: reads {:.1f} GB/s", CpuName(), limits.threads,
                                  limits.threads == 1 ? "" : "s", limits.bytes_per_s / 1e9);
   if (limits.operations_per_s > 0)
-    text += fmt::format(", {} {:.0f} GFLOP/s", limits.kernels, limits.operations_per_s / 1e9);
+    text += fmt::format(", {} {:.0f} {}", limits.kernels, limits.operations_per_s / 1e9,
+                        limits.weights == core::WeightFormat::kBf16 ? "GFLOP/s" : "GOP/s of int8");
   return text;
 }
 
@@ -54,6 +57,7 @@ Json ToJson(const MachineLimits& limits) {
   return {{"cpu", CpuName()},
           {"threads", limits.threads},
           {"kernels", limits.kernels},
+          {"weights", core::NameOf(limits.weights)},
           {"read_gb_per_s", limits.bytes_per_s / 1e9},
           {"dot_gflop_per_s", limits.operations_per_s > 0 ? Json(limits.operations_per_s / 1e9) : Json()},
           {"version", ELASTICMOE_VERSION}};

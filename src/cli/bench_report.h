@@ -11,6 +11,7 @@
 #include "cli/bench_forward.h"
 #include "compute/kernels.h"
 #include "compute/parallel.h"
+#include "core/weight_format.h"
 
 namespace CLI {
 class App;
@@ -20,6 +21,7 @@ namespace elasticmoe::cli {
 
 struct MachineLimits {
   std::string kernels;
+  core::WeightFormat weights = core::WeightFormat::kBf16;
   int threads = 0;
   double bytes_per_s = 0;       // read, all threads together
   double operations_per_s = 0;  // of the table's dot product; 0 = unknown
@@ -30,11 +32,12 @@ struct MachineLimits {
 };
 
 // Half a second a kind of limit, on all threads of the pool.
-MachineLimits MeasureLimits(const compute::Kernels& kernels, compute::ThreadPool& threads);
+MachineLimits MeasureLimits(const compute::Kernels& kernels, core::WeightFormat weights,
+                            compute::ThreadPool& threads);
 
 // "Intel(R) Xeon(R) ..., 2 threads: reads 62.1 GB/s, amxbf16 3012 GFLOP/s"
 std::string Describe(const MachineLimits& limits);
-// {"cpu", "threads", "kernels", "read_gb_per_s", "dot_gflop_per_s", "version"}
+// {"cpu", "threads", "kernels", "weights", "read_gb_per_s", "dot_gflop_per_s", "version"}
 Json ToJson(const MachineLimits& limits);
 
 // Rates and fractions of the limits for `work` done in `seconds`: "ms", "gflop_per_s", "gb_per_s", "of_peak",

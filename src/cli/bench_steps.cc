@@ -158,6 +158,7 @@ int Run(Options options, const char* command) {
   if (!bench) return Complain(command, bench.error());
   if (options.paced) return RunPaced(**bench, options, command);
 
+  const std::string_view format = core::NameOf(options.engine.options.weights);
   std::vector<Measured> all;
   const auto measure = [&](const std::string& name, double tokens, int steps, const Round& round) -> Status {
     Measured warm_up, measured{.name = name, .tokens = tokens, .steps = steps};
@@ -172,13 +173,13 @@ int Run(Options options, const char* command) {
   for (std::size_t i = 0; i < options.prefills.size() && status; ++i) {
     const int tokens = options.prefills[i];
     status =
-        measure(fmt::format("prefill_{}_bf16", tokens), tokens, 1,
+        measure(fmt::format("prefill_{}_{}", tokens, format), tokens, 1,
                 [&](std::uint64_t seed, Measured& to) { return PrefillRound(**bench, tokens, seed, to); });
   }
   for (std::size_t i = 0; i < options.sequences.size() && status; ++i) {
     const int count = options.sequences[i];
     status = measure(
-        fmt::format("decode_{}_bf16", count), static_cast<double>(count) * options.steps, options.steps,
+        fmt::format("decode_{}_{}", count, format), static_cast<double>(count) * options.steps, options.steps,
         [&](std::uint64_t seed, Measured& to) { return DecodeRound(**bench, count, options, seed, to); });
   }
   if (!status) return Complain(command, status.error());

@@ -63,6 +63,18 @@ std::string HmmSocketOf(const std::string& name) {
   return fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
 }
 
+void AddWeightsFlag(CLI::App& app, core::WeightFormat& weights) {
+  app.add_option_function<std::string>(
+         "--weights",
+         [&weights](const std::string& name) {
+           const auto format = core::WeightFormatOf(name);
+           if (!format) throw CLI::ValidationError("--weights", format.error().message);
+           weights = *format;
+         },
+         "How matrices are kept and multiplied: bf16, int8 or int4 (groups of 64 share a scale)")
+      ->default_str(std::string(core::NameOf(weights)));
+}
+
 void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   runtime::EngineOptions& o = flags.options;
   const auto bytes = CLI::AsSizeValue(false);
@@ -80,8 +92,11 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
   app.add_flag("--domain-per-device", o.domain_per_device,
                "A memory domain a device: experts are copied between devices, as on accelerators");
-  app.add_option("--kernels,--isa", o.kernels, "auto, avx512bf16, avx2 or reference (float32)")
+  app.add_option("--isa,--kernels", o.kernels,
+                 "Instruction set: auto (the best this machine has), amxbf16, avx512bf16, avx2 or reference "
+                 "(float32)")
       ->capture_default_str();
+  AddWeightsFlag(app, o.weights);
   app.add_option(
          "--kv-memory", o.kv_memory_bytes,
          "KV cache of a device, e.g. 512MiB (default: a share of the machine's memory, 64MiB to 1GiB)")

@@ -22,6 +22,9 @@ struct EngineFlags {
   std::string expert_table = "pointer";
 };
 
+// --weights, which every process of a server has.
+void AddWeightsFlag(CLI::App& app, core::WeightFormat& weights);
+
 void AddEngineFlags(CLI::App& app, EngineFlags& flags);
 
 // Where the memory daemon of the server of that name listens.

@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "cli/command.h"
+#include "cli/engine_flags.h"
 #include "runtime/hmm/hmm.h"
 #include "runtime/process.h"
 #include "runtime/worker/worker.h"
@@ -19,6 +20,7 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   hmm_app->add_option("--model", hmm->model)->required();
   hmm_app->add_option("--max-devices", hmm->max_devices);
   hmm_app->add_flag("--domain-per-device", hmm->domain_per_device);
+  AddWeightsFlag(*hmm_app, hmm->weights);
   hmm_app->add_option("--kv-element-bytes", hmm->kv_element_bytes);
   hmm_app->add_option("--kv-memory", hmm->kv_memory_bytes);
   hmm_app->add_option("--kv-room", hmm->kv_room_bytes);
@@ -40,6 +42,7 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   auto worker = std::make_shared<runtime::WorkerOptions>();
   CLI::App* worker_app = app.add_subcommand("worker", "One device of a server (started by serve)");
   worker_app->add_option("--kernels", worker->kernels)->required();
+  AddWeightsFlag(*worker_app, worker->weights);
   auto remap = std::make_shared<bool>(false);
   worker_app->add_flag("--remap-experts", *remap);
   worker_app->add_option("--control-fd", worker->control_fd)->required();

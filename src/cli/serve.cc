@@ -47,10 +47,11 @@ void Banner(const Options& options, const runtime::ElasticEngine& engine, int po
   const std::string& name = options.server.served_model_names.front();
   const runtime::EngineStats stats = engine.Stats();
   std::printf("\n  ElasticMoE %s  %s\n", options.server.version.c_str(), url.c_str());
-  std::printf("  model %s, %zu devices, kernels %s, %lu KV blocks, context %d, %.0f %% huge pages%s\n\n",
-              name.c_str(), stats.devices.size(), engine.kernels().c_str(),
-              static_cast<unsigned long>(stats.kv_blocks), engine.MaxModelLen(), engine.huge_share() * 100,
-              engine.adopted() ? ", memory adopted" : "");
+  std::printf(
+      "  model %s, %zu devices, %s weights, kernels %s, %lu KV blocks, context %d, %.0f %% huge pages%s\n\n",
+      name.c_str(), stats.devices.size(), std::string(core::NameOf(engine.Spec().weights)).c_str(),
+      engine.kernels().c_str(), static_cast<unsigned long>(stats.kv_blocks), engine.MaxModelLen(),
+      engine.huge_share() * 100, engine.adopted() ? ", memory adopted" : "");
   if (text)
     std::printf(
         "  curl %s/v1/chat/completions -H 'content-type: application/json' \\\n"

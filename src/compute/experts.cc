@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "compute/forward.h"
+#include "compute/quantized_row.h"
 #include "compute/work.h"
 
 namespace elasticmoe::compute {
@@ -41,7 +42,11 @@ class ExpertRun {
  public:
   ExpertRun(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
             std::span<const ExpertBatch> batches)
-      : spec_(spec), kernels_(kernels), threads_(threads), batches_(batches) {
+      : spec_(spec),
+        kernels_(kernels),
+        threads_(threads),
+        batches_(batches),
+        quantized_(batches[0].weights.gate.format != WeightFormat::kBf16) {
     std::size_t gate_cost = 0, down_cost = 0, width = 0;
     for (const ExpertBatch& batch : batches) {
       rows_ += batch.rows.size();
@@ -54,8 +59,8 @@ class ExpertRun {
     const std::size_t all = std::max<std::size_t>(1, gate_cost);
     piece_cost_ = threads.Size() == 1 ? all : std::max(kPieceBytes, all / (threads.Size() * 4));
     most_pieces_ = std::max(gate_cost, down_cost) / piece_cost_ + 1 + batches.size();
-    in_bytes_ = RowBytes(std::size_t(spec.hidden) * kernels.activation_bytes);
-    hidden_bytes_ = RowBytes(width * kernels.activation_bytes);
+    in_bytes_ = RowBytes(InputBytes(spec.hidden));
+    hidden_bytes_ = RowBytes(InputBytes(static_cast<int>(width)));
   }
 
   void Run(std::vector<std::byte>& scratch) {
@@ -65,35 +70,42 @@ class ExpertRun {
     Carve((reinterpret_cast<std::uintptr_t>(scratch.data()) + kAlign - 1) / kAlign * kAlign);
     Plan();
     if (gather_) Gather();
-    threads_.Run(gate_count_, [this](int i) {
+    const auto gate_up = quantized_ ? kernels_.quantized.gate_up : kernels_.gate_up;
+    const auto matmul = quantized_ ? kernels_.quantized.matmul : kernels_.matmul;
+    threads_.Run(gate_count_, [&](int i) {
       const Piece& piece = gate_pieces_[i];
       const ExpertBatch& batch = batches_[piece.batch];
       const std::size_t first = first_row_[piece.batch];
-      kernels_.gate_up(batch.weights.gate, batch.weights.up, in_ + first, static_cast<int>(batch.rows.size()),
-                       piece.first_panel, piece.last_panel, hidden_ + first);
+      gate_up(batch.weights.gate, batch.weights.up, in_ + first, static_cast<int>(batch.rows.size()),
+              piece.first_panel, piece.last_panel, hidden_ + first);
     });
-    threads_.Run(down_count_, [this](int i) {
+    threads_.Run(down_count_, [&](int i) {
       const Piece& piece = down_pieces_[i];
       const ExpertBatch& batch = batches_[piece.batch];
       const std::size_t first = first_row_[piece.batch];
-      kernels_.matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()),
-                      piece.first_panel, piece.last_panel, out_ + first);
+      matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()), piece.first_panel,
+             piece.last_panel, out_ + first);
     });
   }
 
  private:
   std::size_t GateCost(const ExpertBatch& batch) const {
-    return batch.rows.empty() ? 0
-                              : 2 * CostOf(PanelsOf(batch.weights.gate.n), spec_.hidden, batch.rows.size());
+    return batch.rows.empty()
+               ? 0
+               : 2 * CostOf(batch.weights.gate, PanelsOf(batch.weights.gate.n), batch.rows.size());
   }
   std::size_t DownCost(const ExpertBatch& batch) const {
-    return batch.rows.empty() ? 0 : CostOf(PanelsOf(spec_.hidden), batch.weights.down.k, batch.rows.size());
+    return batch.rows.empty() ? 0 : CostOf(batch.weights.down, PanelsOf(spec_.hidden), batch.rows.size());
+  }
+  // Of a row of k values as the matrices want it.
+  std::size_t InputBytes(int k) const {
+    return quantized_ ? QuantizedRow::Bytes(k) : std::size_t(k) * kernels_.activation_bytes;
   }
 
   // Returns the bytes used.
   std::size_t Carve(std::uintptr_t base) {
     Carver carver(base);
-    gather_ = kernels_.wants_even_rows && most_rows_ > 1;
+    gather_ = quantized_ || (kernels_.wants_even_rows && most_rows_ > 1);
     gathered_ = carver.Take<std::byte>(gather_ ? rows_ * in_bytes_ : 0);
     hidden_values_ = carver.Take<std::byte>(rows_ * hidden_bytes_);
     gate_pieces_ = carver.Take<Piece>(most_pieces_);
@@ -117,26 +129,34 @@ class ExpertRun {
         ++row;
       }
       if (batch.rows.empty()) continue;
-      Cut(static_cast<int>(b), PanelsOf(batch.weights.gate.n), GateCost(batch), gate_pieces_, gate_count_);
-      Cut(static_cast<int>(b), PanelsOf(spec_.hidden), DownCost(batch), down_pieces_, down_count_);
+      Cut(static_cast<int>(b), PanelsOf(batch.weights.gate.n), GateCost(batch), quantized_ ? 2 : 1,
+          gate_pieces_, gate_count_);
+      Cut(static_cast<int>(b), PanelsOf(spec_.hidden), DownCost(batch), 1, down_pieces_, down_count_);
     }
   }
 
-  void Cut(int batch, int panels, std::size_t cost, Piece* pieces, int& count) const {
+  // Pieces begin at multiples of `unit` panels.
+  void Cut(int batch, int panels, std::size_t cost, int unit, Piece* pieces, int& count) const {
+    const int units = (panels + unit - 1) / unit;
     const int parts =
-        static_cast<int>(std::clamp<std::size_t>((cost + piece_cost_ - 1) / piece_cost_, 1, panels));
-    for (int i = 0; i < parts; ++i) pieces[count++] = {batch, panels * i / parts, panels * (i + 1) / parts};
+        static_cast<int>(std::clamp<std::size_t>((cost + piece_cost_ - 1) / piece_cost_, 1, units));
+    for (int i = 0; i < parts; ++i)
+      pieces[count++] = {batch, units * i / parts * unit, std::min(panels, units * (i + 1) / parts * unit)};
   }
 
-  // Rows come from wherever they were dispatched to; the copy costs a row's bytes, its products a thousand
-  // times that.
+  // Rows come from wherever they were dispatched to; the copy (or the quantizing) costs about a row's bytes,
+  // its products a thousand times that.
   void Gather() {
     constexpr std::size_t kLeast = 16;  // rows a piece
     const std::size_t pieces = std::clamp<std::size_t>(rows_ / kLeast, 1, threads_.Size());
     threads_.Run(static_cast<int>(pieces), [&](int piece) {
       for (std::size_t row = rows_ * piece / pieces; row < rows_ * (piece + 1) / pieces; ++row) {
         std::byte* to = gathered_ + row * in_bytes_;
-        std::memcpy(to, in_[row], std::size_t(spec_.hidden) * kernels_.activation_bytes);
+        if (quantized_) {
+          kernels_.quantized.quantize(in_[row], spec_.hidden, to);
+        } else {
+          std::memcpy(to, in_[row], std::size_t(spec_.hidden) * kernels_.activation_bytes);
+        }
         in_[row] = to;
       }
     });
@@ -146,11 +166,12 @@ class ExpertRun {
   const Kernels& kernels_;
   ThreadPool& threads_;
   std::span<const ExpertBatch> batches_;
+  const bool quantized_;  // all batches' weights are
   std::size_t rows_ = 0, most_rows_ = 0, piece_cost_ = 1, most_pieces_ = 0, in_bytes_ = 0, hidden_bytes_ = 0;
   bool gather_ = false;
   int gate_count_ = 0, down_count_ = 0;
   // In the scratch buffer.
-  std::byte* gathered_ = nullptr;       // [rows, in_bytes_], where rows must lie evenly
+  std::byte* gathered_ = nullptr;       // [rows, in_bytes_], where rows must lie evenly or be quantized
   std::byte* hidden_values_ = nullptr;  // [rows, hidden_bytes_]: gate and up's result
   Piece* gate_pieces_ = nullptr;
   Piece* down_pieces_ = nullptr;
@@ -164,7 +185,7 @@ class ExpertRun {
 
 void RunExperts(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool& threads,
                 std::span<const ExpertBatch> batches, std::vector<std::byte>& scratch) {
-  ExpertRun(spec, kernels, threads, batches).Run(scratch);
+  if (!batches.empty()) ExpertRun(spec, kernels, threads, batches).Run(scratch);
 }
 
 }  // namespace elasticmoe::compute

@@ -7,6 +7,7 @@
 #include "base/check.h"
 #include "compute/choose_experts.h"
 #include "compute/exp.h"
+#include "compute/quantized_row.h"
 #include "compute/rms_norm.h"
 #include "compute/work.h"
 
@@ -22,6 +23,7 @@ Forward::Forward(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool
   if (a.Latent()) widest = std::max({widest, a.heads * a.head_dim, a.heads * a.kv_lora_rank, a.q_lora_rank});
   residual_.resize(rows * spec.hidden);
   activations_.resize(rows * widest * kernels.activation_bytes);
+  if (spec.weights != WeightFormat::kBf16) quantized_.resize(rows * QuantizedRow::Bytes(widest));
   qkv_.resize(rows * a.QkvRows());
   attended_.resize(rows * out);
   projected_.resize(rows * spec.hidden);
@@ -60,12 +62,21 @@ const void* const* Forward::RowPointers(const std::byte* base, std::size_t strid
 
 void Forward::Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows,
                      float* out) {
+  if (w.format != WeightFormat::kBf16) {
+    const std::size_t stride = QuantizedRow::Bytes(w.k);
+    Split(rows, 8, [&](int first, int last) {
+      for (int row = first; row < last; ++row)
+        kernels_.quantized.quantize(in + row * in_stride, w.k, quantized_.data() + row * stride);
+    });
+    in = quantized_.data();
+    in_stride = stride;
+  }
+  const auto matmul = w.format == WeightFormat::kBf16 ? kernels_.matmul : kernels_.quantized.matmul;
   const void* const* in_rows = RowPointers(in, in_stride, rows);
   for (int row = 0; row < rows; ++row) out_rows_[row] = out + std::size_t(row) * w.n;
   const int panels = PanelsOf(w.n);
-  const int least = static_cast<int>(kPieceBytes / CostOf(1, w.k, rows)) + 1;
-  Split(panels, least,
-        [&](int first, int last) { kernels_.matmul(w, in_rows, rows, first, last, out_rows_.data()); });
+  const int least = static_cast<int>(kPieceBytes / CostOf(w, 1, rows)) + 1;
+  Split(panels, least, [&](int first, int last) { matmul(w, in_rows, rows, first, last, out_rows_.data()); });
 }
 
 void Forward::Begin(const SharedWeights& weights, std::span<const TokenId> tokens,

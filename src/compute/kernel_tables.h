@@ -6,9 +6,12 @@
 namespace elasticmoe::compute {
 
 const Kernels& ReferenceKernels();
+QuantizedKernels ReferenceQuantizedKernels();
 #if defined(__x86_64__)
-const Kernels& Avx2Kernels();        // REQUIRES: avx2, fma
-const Kernels& Avx512Bf16Kernels();  // REQUIRES: avx512 f, bw, vl, dq, bf16
+QuantizedKernels Avx2QuantizedKernels();  // REQUIRES: avx2, fma
+QuantizedKernels VnniQuantizedKernels();  // REQUIRES: avx512 f, bw, vl, dq, vnni, bf16
+const Kernels& Avx2Kernels();             // REQUIRES: avx2, fma
+const Kernels& Avx512Bf16Kernels();       // REQUIRES: avx512 f, bw, vl, dq, bf16
 const Kernels& AmxBf16Kernels();  // REQUIRES: those, amx tile and bf16, and leave of the kernel to use tiles
 #endif
 

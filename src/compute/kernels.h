@@ -31,6 +31,23 @@ struct Query {
       -std::numeric_limits<float>::infinity();  // a logit without a value; -inf = none. Not over latents
 };
 
+// Products of int8 and int4 matrices (packed.h). Their rows are quantized rows (quantized_row.h): groups of
+// 64 inputs of int8 that share a scale. Sums within a group are exact integers, scaled and added group by
+// group, front to back.
+struct QuantizedKernels {
+  // A row of k activations in the table's format -> a quantized row.
+  void (*quantize)(const void* activations, int k, void* quantized);
+
+  // As Kernels::matmul, over quantized rows.
+  void (*matmul)(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end,
+                 float* const* out);
+
+  // As Kernels::gate_up, quantized rows in and out: the panels' groups of each out[i] are written. REQUIRES:
+  // an even panel_begin, and a panel_end that is even or the last.
+  void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m,
+                  int panel_begin, int panel_end, void* const* out);
+};
+
 struct Kernels {
   std::string_view name;         // "reference", "avx2", "avx512bf16", "amxbf16"
   int activation_bytes = 4;      // of one activation element: 4 = float32, 2 = bf16
@@ -65,6 +82,8 @@ struct Kernels {
   // <= kMaxLatentDim.
   void (*attend)(const KvCache& kv, int layer, int kv_head, const std::uint32_t* block_table,
                  const Query* queries, int count, float scale);
+
+  QuantizedKernels quantized;  // matmul and gate_up above are for bf16 matrices
 };
 
 // The tables this machine can run, best first; "reference" is always the last.

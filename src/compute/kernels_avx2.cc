@@ -3,8 +3,6 @@
 // rows.
 //
 // K of a block: [head_dim][16 tokens] bf16; V: [16 tokens][head_dim] bf16.
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,41 +10,16 @@
 
 #include "compute/attend_latent.h"
 #include "compute/kernel_tables.h"
+#include "compute/simd_avx2.h"
 
 namespace elasticmoe::compute {
 namespace {
-
-// As in kernels_avx512.cc, eight lanes.
-inline __m256 Exp(__m256 x) {
-  const __m256 low = _mm256_set1_ps(-87.0F);
-  const __m256 tiny = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
-  x = _mm256_min_ps(_mm256_max_ps(x, low), _mm256_set1_ps(88.0F));
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504F)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375F), x);
-  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4F), r);
-  __m256 p = _mm256_set1_ps(1.9875691500e-4F);
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.3981999507e-3F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(8.3334519073e-3F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(4.1665795894e-2F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.6666665459e-1F));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(5.0000001201e-1F));
-  p = _mm256_fmadd_ps(p, _mm256_mul_ps(r, r), _mm256_add_ps(r, _mm256_set1_ps(1.0F)));
-  const __m256i power =
-      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-  return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
-}
 
 // Lanes added in one fixed tree.
 inline float ReduceAdd(__m256 v) {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
-
-inline __m256 FloatOf(const Bf16* in) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in))), 16));
 }
 
 void ToActivation(const float* in, int count, void* out) {
@@ -78,7 +51,7 @@ inline void Accumulate(const Bf16* w, const Bf16* const* x, int k, __m256 (&acc)
 }
 
 inline const Bf16* PanelOf(const PackedMatrix& w, int panel) {
-  return w.data + std::size_t(panel) * ((w.k + 1) / 2) * kPanel * 2;
+  return reinterpret_cast<const Bf16*>(w.Panel(panel));
 }
 
 template <int kRows>
@@ -115,9 +88,7 @@ void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* co
   for (int r = 0; r < kRows; ++r) {
     alignas(32) float values[kPanel];
     for (int v = 0; v < kVectors; ++v) {
-      const __m256 divisor =
-          _mm256_add_ps(_mm256_set1_ps(1.0F), Exp(_mm256_sub_ps(_mm256_setzero_ps(), g[r][v])));
-      _mm256_store_ps(values + v * 8, _mm256_mul_ps(_mm256_div_ps(g[r][v], divisor), u[r][v]));
+      _mm256_store_ps(values + v * 8, Silu(g[r][v], u[r][v]));
     }
     ToActivation(values, std::min(kPanel, gate.n - panel * kPanel),
                  static_cast<Bf16*>(out[r]) + panel * kPanel);
@@ -298,7 +269,8 @@ void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* b
 }  // namespace
 
 const Kernels& Avx2Kernels() {
-  static const Kernels table{"avx2", 2, 2, false, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  static const Kernels table{"avx2", 2,      2,       false,  ToActivation,          Matmul,
+                             GateUp, Router, StoreKv, Attend, Avx2QuantizedKernels()};
   return table;
 }
 

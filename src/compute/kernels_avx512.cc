@@ -359,8 +359,8 @@ void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* b
 }  // namespace
 
 const Kernels& Avx512Bf16Kernels() {
-  static const Kernels table{"avx512bf16", 2,      2,      false,   ToActivation,
-                             Matmul,       GateUp, Router, StoreKv, Attend};
+  static const Kernels table{"avx512bf16", 2,      2,       false,  ToActivation,          Matmul,
+                             GateUp,       Router, StoreKv, Attend, VnniQuantizedKernels()};
   return table;
 }
 

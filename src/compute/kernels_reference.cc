@@ -19,7 +19,7 @@ void ToActivation(const float* in, int count, void* out) {
 
 // sums[j] = x . output j of the panel, each added front to back.
 void PanelDot(const PackedMatrix& w, int panel, const float* x, float (&sums)[kPanel]) {
-  const Bf16* in = w.data + std::size_t(panel) * ((w.k + 1) / 2) * kPanel * 2;
+  const auto* in = reinterpret_cast<const Bf16*>(w.Panel(panel));
   for (float& sum : sums) sum = 0;
   for (int i = 0; i < w.k; ++i) {
     const Bf16* column = in + std::size_t(i / 2) * kPanel * 2 + i % 2;
@@ -126,7 +126,17 @@ void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* b
 }  // namespace
 
 const Kernels& ReferenceKernels() {
-  static const Kernels table{"reference", 4, 4, false, ToActivation, Matmul, GateUp, Router, StoreKv, Attend};
+  static const Kernels table{"reference",
+                             4,
+                             4,
+                             false,
+                             ToActivation,
+                             Matmul,
+                             GateUp,
+                             Router,
+                             StoreKv,
+                             Attend,
+                             ReferenceQuantizedKernels()};
   return table;
 }
 

@@ -20,7 +20,7 @@ const float* Floats(const std::byte* blob, const TensorPlace& place) {
 
 PackedMatrix Matrix(const std::byte* blob, const TensorPlace& place) {
   if (place.n == 0) return {};
-  return {reinterpret_cast<const Bf16*>(blob + place.offset), place.n_fused, place.k};
+  return {blob + place.offset, place.n_fused, place.k, place.format};
 }
 
 void BindLatent(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* blob, int layer,
@@ -33,8 +33,8 @@ void BindLatent(const core::ModelSpec& spec, const WeightLayout& layout, const s
   out.kv_down_norm = Floats(blob, layout.Place(Role::kKvDownNorm, layer));
   const TensorPlace& up = layout.Place(Role::kKvUp, layer);
   for (int head = 0; head < a.heads; ++head) {
-    const auto* keys = reinterpret_cast<const Bf16*>(blob + up.offset + head * up.HeadBytes());
-    const Bf16* values = keys + PackedBytes(a.kv_lora_rank, a.PlainDim()) / sizeof(Bf16);
+    const std::byte* keys = blob + up.offset + head * up.HeadBytes();
+    const std::byte* values = keys + PackedBytes(a.kv_lora_rank, a.PlainDim());
     out.key_up.push_back({keys, a.kv_lora_rank, a.PlainDim()});
     out.value_up.push_back({values, a.value_dim, a.kv_lora_rank});
   }
@@ -65,20 +65,22 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
   const auto vector = [&](Role role, int layer, int n, int k = 1) {
     places_[Index(role, layer)] = {Take(at, std::size_t(n) * k * sizeof(float)), 0, n, n, k, false};
   };
-  const auto matrix = [&](Role role, int layer, int n, int k) {
-    places_[Index(role, layer)] = {Take(at, PackedBytes(n, k)), 0, n, n, k, true};
+  const auto matrix_of = [&](WeightFormat format, Role role, int layer, int n, int k) {
+    places_[Index(role, layer)] = {Take(at, PackedBytes(n, k, format)), 0, n, n, k, true, 0, 0, format};
   };
+  const auto matrix = [&](Role role, int layer, int n, int k) { matrix_of(spec.weights, role, layer, n, k); };
   const core::AttentionSpec& a = spec.attention;
-  matrix(Role::kEmbedding, -1, spec.vocab, spec.hidden);
-  if (!spec.tied_head) matrix(Role::kLmHead, -1, spec.vocab, spec.hidden);
+  const WeightFormat head = spec.weights == WeightFormat::kInt4 ? WeightFormat::kInt8 : spec.weights;
+  matrix_of(spec.tied_head ? head : WeightFormat::kBf16, Role::kEmbedding, -1, spec.vocab, spec.hidden);
+  if (!spec.tied_head) matrix_of(head, Role::kLmHead, -1, spec.vocab, spec.hidden);
   vector(Role::kFinalNorm, -1, spec.hidden);
   for (int layer = 0; layer < spec.LayerCount(); ++layer) {
     vector(Role::kAttentionNorm, layer, spec.hidden);
     // Several tensors side by side in one matrix, and their biases in one vector: rows from `begin` on.
-    const std::size_t qkv = Take(at, PackedBytes(a.QkvRows(), spec.hidden));
+    const std::size_t qkv = Take(at, PackedBytes(a.QkvRows(), spec.hidden, spec.weights));
     const std::size_t bias = a.qkv_bias ? Take(at, a.QkvRows() * sizeof(float)) : 0;
     const auto part = [&](Role role, Role bias_role, int begin, int n) {
-      places_[Index(role, layer)] = {qkv, begin, n, a.QkvRows(), spec.hidden, true};
+      places_[Index(role, layer)] = {qkv, begin, n, a.QkvRows(), spec.hidden, true, 0, 0, spec.weights};
       if (a.qkv_bias) places_[Index(bias_role, layer)] = {bias, begin, n, a.QkvRows(), 1, false};
     };
     if (a.Latent()) {
@@ -149,7 +151,7 @@ void PackTensor(const TensorPlace& place, const void* source, DType type, std::b
       }
     }
   } else if (place.packed) {
-    PackRows(source, type, place.row_begin, place.n, place.k, reinterpret_cast<Bf16*>(blob + place.offset));
+    PackRows(source, type, place.row_begin, place.n, place.k, blob + place.offset, place.format);
   } else {
     ConvertToFloat(source, type, std::size_t(place.n) * place.k,
                    reinterpret_cast<float*>(blob + place.offset) + std::size_t(place.row_begin) * place.k);

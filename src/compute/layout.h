@@ -1,6 +1,10 @@
 // Where every tensor sits inside its blob. Two kinds of blob: one `shared` blob with all that each device
 // reads (attention, norms, routers, dense MLPs, embedding, head), and one blob an expert a layer, the unit
 // that a resize moves. The same for every process, from the ModelSpec alone. Pure.
+//
+// Of spec.weights: attention, MLPs and experts. The head is int8 in int4 models (what it loses goes straight
+// into the logits), and so is an embedding that is the head too; another embedding is bf16, since a row of it
+// is only copied, and so are MLA's per-head matrices, whose inputs are too short for groups.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +31,7 @@ struct TensorPlace {
   // to where the latents are) and its values' [values, k].
   int head_keys = 0;
   int head_values = 0;
+  WeightFormat format = WeightFormat::kBf16;  // of a packed matrix
 
   std::size_t HeadBytes() const { return PackedBytes(k, head_keys) + PackedBytes(head_values, k); }
 };

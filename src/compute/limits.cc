@@ -84,6 +84,34 @@ __attribute__((target("avx2,fma"))) double RunAvx2() {
   for (__m256& a : acc) Keep(a);
   return 12.0 * 16 * kRounds;
 }
+
+__attribute__((target("avx512f,avx512vnni"))) double RunVnni() {
+  constexpr int kRounds = 2'000'000;
+  __m512i acc[16];
+  for (__m512i& a : acc) a = _mm512_setzero_si512();
+  const __m512i x = _mm512_set1_epi8(1);
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 16
+    for (__m512i& a : acc) a = _mm512_dpbusd_epi32(a, x, x);
+  }
+  for (__m512i& a : acc) Keep(a);
+  return 16.0 * 128 * kRounds;
+}
+
+// Without VNNI bytes are multiplied as 16 bits, in pairs (quantized_avx2.cc).
+__attribute__((target("avx2"))) double RunAvx2Int8() {
+  constexpr int kRounds = 2'000'000;
+  __m256i acc[8];
+  for (__m256i& a : acc) a = _mm256_setzero_si256();
+  __m256i x = _mm256_set1_epi16(1);
+  for (int i = 0; i < kRounds; ++i) {
+    Keep(x);  // else the product is taken out of the loop
+#pragma GCC unroll 8
+    for (__m256i& a : acc) a = _mm256_add_epi32(a, _mm256_madd_epi16(x, a));
+  }
+  for (__m256i& a : acc) Keep(a);
+  return 8.0 * 32 * kRounds;
+}
 #endif
 
 }  // namespace
@@ -109,12 +137,22 @@ double ReadBandwidth(ThreadPool& threads) {
   return 0;
 }
 
-double DotPeak([[maybe_unused]] const Kernels& kernels, [[maybe_unused]] ThreadPool& threads) {
+double DotPeak([[maybe_unused]] const Kernels& kernels, [[maybe_unused]] WeightFormat format,
+               ThreadPool& threads) {
   double (*run)() = nullptr;
 #if defined(__x86_64__)
-  if (kernels.name == "amxbf16") run = RunAmxBf16;
-  if (kernels.name == "avx512bf16") run = RunAvx512Bf16;
-  if (kernels.name == "avx2") run = RunAvx2;
+  const bool wide = kernels.name == "amxbf16" || kernels.name == "avx512bf16";
+  if (format != WeightFormat::kBf16) {
+    if (wide && __builtin_cpu_supports("avx512vnni")) {
+      run = RunVnni;
+    } else if (wide || kernels.name == "avx2") {
+      run = RunAvx2Int8;
+    }
+  } else {
+    if (kernels.name == "amxbf16") run = RunAmxBf16;
+    if (kernels.name == "avx512bf16") run = RunAvx512Bf16;
+    if (kernels.name == "avx2") run = RunAvx2;
+  }
 #endif
   if (run == nullptr) return 0;
   double best = 0;

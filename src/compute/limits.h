@@ -12,9 +12,9 @@ namespace elasticmoe::compute {
 // with larger ones is given a limit that is higher than its memory's. Half a second.
 double ReadBandwidth(ThreadPool& threads);
 
-// Floating point operations (a multiplication and an addition are two) a second of all threads together, with
-// the instruction that the table's products are made of and operands in registers. 0 = a table without such
-// an instruction (reference).
-double DotPeak(const Kernels& kernels, ThreadPool& threads);
+// Operations (a multiplication and an addition are two) a second of all threads together, with
+// the instructions that the table's products over weights of that format are made of and operands in
+// registers. 0 = a table without such instructions (reference).
+double DotPeak(const Kernels& kernels, WeightFormat format, ThreadPool& threads);
 
 }  // namespace elasticmoe::compute

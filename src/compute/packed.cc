@@ -1,8 +1,11 @@
 #include "compute/packed.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
+#include "compute/quantize.h"
 #include "model/numbers.h"
 
 namespace elasticmoe::compute {
@@ -42,9 +45,7 @@ void PackRow(const std::byte* in, int k, Convert convert, Bf16* out) {
   }
 }
 
-}  // namespace
-
-void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf16* packed) {
+void PackBf16Rows(const void* source, DType type, int row_begin, int rows, int k, Bf16* packed) {
   const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
   for (int row = 0; row < rows; ++row) {
     const int output = row_begin + row;
@@ -70,6 +71,24 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
   }
 }
 
+}  // namespace
+
+void PackRows(const void* source, DType type, int row_begin, int rows, int k, void* packed,
+              WeightFormat format) {
+  if (format == WeightFormat::kBf16) {
+    PackBf16Rows(source, type, row_begin, rows, k, static_cast<Bf16*>(packed));
+    return;
+  }
+  std::vector<float> values(std::size_t{kGroup} * GroupsOf(k));
+  for (int row = 0; row < rows; ++row) {
+    const int output = row_begin + row;
+    ConvertToFloat(static_cast<const std::byte*>(source) + std::size_t(row) * k * BytesOf(type), type, k,
+                   values.data());
+    std::byte* group = static_cast<std::byte*>(packed) + output / kPanel * PanelBytes(k, format);
+    for (int i = 0; i < k; i += kGroup, group += GroupBytes(format))
+      QuantizeGroup(values.data() + i, format, output % kPanel, group);
+  }
+}
 void PackColumn(const void* source, DType type, int column, int n, int k, Bf16* packed) {
   const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
   for (int i = 0; i < n; ++i)
@@ -94,9 +113,15 @@ void ConvertToFloat(const void* source, DType type, std::size_t count, float* ou
 }
 
 void UnpackRow(const PackedMatrix& matrix, int row, float* out) {
-  const std::size_t pairs = static_cast<std::size_t>((matrix.k + 1) / 2);
-  const Bf16* in = matrix.data + (row / kPanel) * pairs * kPanel * 2 + (row % kPanel) * 2;
-  for (int i = 0; i < matrix.k; ++i) out[i] = ToFloat(in[std::size_t(i / 2) * kPanel * 2 + i % 2]);
+  const std::byte* panel = matrix.Panel(row / kPanel);
+  if (matrix.format == WeightFormat::kBf16) {
+    const Bf16* in = reinterpret_cast<const Bf16*>(panel) + (row % kPanel) * 2;
+    for (int i = 0; i < matrix.k; ++i) out[i] = ToFloat(in[std::size_t(i / 2) * kPanel * 2 + i % 2]);
+    return;
+  }
+  for (int begin = 0; begin < matrix.k; begin += kGroup, panel += GroupBytes(matrix.format))
+    for (int i = 0; i < std::min(kGroup, matrix.k - begin); ++i)
+      out[begin + i] = StoredGroup{panel, matrix.format, row % kPanel}.Weight(i);
 }
 
 }  // namespace elasticmoe::compute

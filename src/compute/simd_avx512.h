@@ -44,17 +44,20 @@ namespace elasticmoe::compute {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
 }
 
+[[gnu::always_inline]] inline __m512 Silu(__m512 gate, __m512 up) {
+  const __m512 divisor = _mm512_add_ps(_mm512_set1_ps(1.0F), Exp(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
+  return _mm512_mul_ps(_mm512_div_ps(gate, divisor), up);
+}
+
 // out[begin...] = bf16 of silu(gate) * up, no further than n.
 [[gnu::always_inline]] inline void StoreSilu(__m512 gate, __m512 up, int begin, int n, Bf16* out) {
   if (begin >= n) return;
-  const __m512 divisor = _mm512_add_ps(_mm512_set1_ps(1.0F), Exp(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-  const __m512 value = _mm512_mul_ps(_mm512_div_ps(gate, divisor), up);
-  _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin), (__m256i)_mm512_cvtneps_pbh(value));
+  _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin), (__m256i)_mm512_cvtneps_pbh(Silu(gate, up)));
 }
 
-// Where a panel of w begins.
+// Where a panel of a bf16 matrix begins.
 [[gnu::always_inline]] inline const Bf16* PanelOf(const PackedMatrix& w, int panel) {
-  return w.data + std::size_t(panel) * ((w.k + 1) / 2) * kPanel * 2;
+  return reinterpret_cast<const Bf16*>(w.Panel(panel));
 }
 
 }  // namespace elasticmoe::compute

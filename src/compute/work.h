@@ -19,9 +19,11 @@ inline constexpr std::size_t kPieceBytes = 64 << 10;
 // compute).
 inline constexpr std::size_t kFreeRows = 12;
 
-// What running `rows` rows through `panels` panels of k inputs costs, in bytes of weights read from memory.
-constexpr std::size_t CostOf(int panels, int k, std::size_t rows) {
-  return PackedBytes(panels * kPanel, k) * std::max<std::size_t>(1, rows / kFreeRows);
+// What running `rows` rows through `panels` panels of a matrix costs, in bytes of weights read from memory.
+inline std::size_t CostOf(const PackedMatrix& w, int panels, std::size_t rows) {
+  // An int4 panel is half the bytes of an int8 one, and as much to compute.
+  const std::size_t free_rows = w.format == WeightFormat::kInt4 ? kFreeRows / 2 : kFreeRows;
+  return panels * PanelBytes(w.k, w.format) * std::max<std::size_t>(1, rows / free_rows);
 }
 
 }  // namespace elasticmoe::compute

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/ids.h"
+#include "core/weight_format.h"
 
 namespace elasticmoe::core {
 
@@ -95,7 +96,8 @@ struct ModelSpec {
   AttentionSpec attention;
   MoeSpec moe;
   std::vector<LayerSpec> layers;
-  std::vector<TokenId> eos_ids;  // generation_config.json's if there, else config.json's
+  WeightFormat weights = WeightFormat::kBf16;  // as served, whatever the checkpoint has
+  std::vector<TokenId> eos_ids;                // generation_config.json's if there, else config.json's
 
   int LayerCount() const { return static_cast<int>(layers.size()); }
 };

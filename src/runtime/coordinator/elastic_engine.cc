@@ -25,6 +25,7 @@ ElasticEngine::ElasticEngine(EngineOptions options, model::Checkpoint checkpoint
 Expected<std::unique_ptr<ElasticEngine>> ElasticEngine::Start(
     const EngineOptions& options, const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   EM_ASSIGN_OR_RETURN(model::Checkpoint checkpoint, model::Checkpoint::Open(options.model));
+  checkpoint.spec.weights = options.weights;
   std::unique_ptr<ElasticEngine> engine(new ElasticEngine(options, std::move(checkpoint)));
   EM_RETURN_IF_ERROR(engine->Begin(progress));
   return engine;
@@ -36,6 +37,7 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   options.model = options_.model;
   options.max_devices = options_.max_devices;
   options.domain_per_device = options_.domain_per_device;
+  options.weights = options_.weights;
   options.kv_element_bytes = (*compute::FindKernels(options_.kernels))->kv_element_bytes;
   options.kv_memory_bytes = options_.kv_memory_bytes;
   options.kv_room_bytes = options_.kv_room_bytes;
@@ -79,6 +81,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   InstanceOptions instance_options;
   instance_options.config = checkpoint_.config;
   instance_options.kernels = options_.kernels;
+  instance_options.weights = options_.weights;
   instance_options.threads_per_device = options_.threads_per_device;
   instance_options.first_cpu = options_.first_cpu;
   instance_options.expert_table = options_.expert_table;

@@ -49,6 +49,7 @@ struct EngineOptions {
   int threads_per_device = 1;
   bool domain_per_device = false;
   std::string kernels = "auto";
+  core::WeightFormat weights = core::WeightFormat::kBf16;
   int first_cpu = 0;                    // of the allowed ones, device 0's first thread is pinned to
   std::size_t kv_memory_bytes = 0;      // a device
   std::size_t kv_room_bytes = 0;        // what that may grow to; 0 = no more

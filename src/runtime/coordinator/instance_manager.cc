@@ -25,6 +25,8 @@ Expected<InstanceManager::Worker> InstanceManager::Spawn() {
   spawn.arguments = {"worker",
                      "--kernels",
                      options_.kernels,
+                     "--weights",
+                     std::string(core::NameOf(options_.weights)),
                      "--control-fd",
                      std::to_string(ends.second.get()),
                      "--exchange-fd",

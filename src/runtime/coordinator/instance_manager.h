@@ -21,6 +21,7 @@ namespace elasticmoe::runtime {
 struct InstanceOptions {
   Json config;          // the model's config.json
   std::string kernels;  // a name, not "auto"
+  core::WeightFormat weights = core::WeightFormat::kBf16;
   int threads_per_device = 1;
   int first_cpu = 0;
   ExpertTableKind expert_table = ExpertTableKind::kPointer;

@@ -237,7 +237,8 @@ std::string HmmFingerprint(const HmmOptions& options) {
   }
   for (std::uint64_t value : {std::uint64_t(options.max_devices), std::uint64_t(options.domain_per_device),
                               std::uint64_t(options.kv_element_bytes), std::uint64_t(options.kv_memory_bytes),
-                              std::uint64_t(options.device_memory_bytes), std::uint64_t(options.pages)})
+                              std::uint64_t(options.device_memory_bytes), std::uint64_t(options.pages),
+                              std::uint64_t(options.weights)})
     hash = HashCombine(hash, value);
   return fmt::format("{:016x}", hash);
 }

@@ -32,6 +32,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "core/weight_format.h"
 #include "runtime/vmm.h"
 
 namespace elasticmoe::runtime {
@@ -41,6 +42,7 @@ struct HmmOptions {
   std::filesystem::path model;
   int max_devices = 1;  // the pool has addresses for so many
   bool domain_per_device = false;
+  core::WeightFormat weights = core::WeightFormat::kBf16;
   int kv_element_bytes = 2;
   std::size_t kv_memory_bytes = 0;      // a device
   std::size_t kv_room_bytes = 0;        // addresses a device's KV may grow into; 0 = as much as it has

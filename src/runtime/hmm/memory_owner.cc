@@ -25,6 +25,7 @@ MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core:
 Expected<std::unique_ptr<MemoryOwner>> MemoryOwner::Create(const HmmOptions& options,
                                                            const core::Placement& placement) {
   EM_ASSIGN_OR_RETURN(model::Checkpoint checkpoint, model::Checkpoint::Open(options.model));
+  checkpoint.spec.weights = options.weights;
   const compute::WeightLayout layout(checkpoint.spec);
   core::MemoryRequest request;
   request.shared_bytes = layout.SharedBytes();

@@ -161,6 +161,7 @@ int RunWorker(const WorkerOptions& options) {
   if (!config) return fail(config.error());
   auto spec = model::SpecOf(config->body);
   if (!spec) return fail(spec.error());
+  spec->weights = options.weights;
   auto kernels = compute::FindKernels(options.kernels);
   if (!kernels) return fail(kernels.error());
   auto exchange = Exchange::Attach(options.exchange_fd);

@@ -13,12 +13,14 @@
 
 #include <string>
 
+#include "core/weight_format.h"
 #include "runtime/worker/expert_table.h"
 
 namespace elasticmoe::runtime {
 
 struct WorkerOptions {
   std::string kernels;  // name of the table, the same in all workers of an instance
+  core::WeightFormat weights = core::WeightFormat::kBf16;
   ExpertTableKind expert_table = ExpertTableKind::kPointer;
   int control_fd = -1;
   int exchange_fd = -1;
