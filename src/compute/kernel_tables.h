@@ -5,6 +5,12 @@
 
 namespace elasticmoe::compute {
 
+// Kernels::store_kv and attend, which know how K and V lie in a block.
+struct AttentionKernels {
+  decltype(Kernels::store_kv) store_kv;
+  decltype(Kernels::attend) attend;
+};
+
 const Kernels& ReferenceKernels();
 QuantizedKernels ReferenceQuantizedKernels();
 #if defined(__x86_64__)
@@ -12,7 +18,10 @@ QuantizedKernels Avx2QuantizedKernels();  // REQUIRES: avx2, fma
 QuantizedKernels VnniQuantizedKernels();  // REQUIRES: avx512 f, bw, vl, dq, vnni, bf16
 const Kernels& Avx2Kernels();             // REQUIRES: avx2, fma
 const Kernels& Avx512Bf16Kernels();       // REQUIRES: avx512 f, bw, vl, dq, bf16
-const Kernels& AmxBf16Kernels();  // REQUIRES: those, amx tile and bf16, and leave of the kernel to use tiles
+AttentionKernels AmxAttention();          // REQUIRES: avx512 f, bw, vl, dq, bf16, amx tile and bf16
+QuantizedKernels AmxQuantizedKernels();   // REQUIRES: those, amx tile and int8
+const Kernels&
+AmxBf16Kernels();  // REQUIRES: those, vnni, amx tile, bf16 and int8, and leave of the kernel to use tiles
 #endif
 
 }  // namespace elasticmoe::compute

@@ -14,14 +14,14 @@ namespace {
 
 #if defined(__x86_64__)
 // Tiles exist, and the kernel grants this process their 8 KiB of state (it is asked once, for all threads).
-bool MayUseAmxBf16() {
+bool MayUseAmx() {
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
   constexpr int kTileData = 18;               // XFEATURE_XTILE_DATA
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  const bool bf16 = (edx >> 22 & 1) != 0, tile = (edx >> 24 & 1) != 0;
-  return bf16 && tile && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  const bool bf16 = (edx >> 22 & 1) != 0, tile = (edx >> 24 & 1) != 0, int8 = (edx >> 25 & 1) != 0;
+  return bf16 && tile && int8 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #else
   return false;
 #endif
@@ -37,8 +37,9 @@ const std::vector<const Kernels*>& AvailableKernels() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    if (avx512_bf16 && MayUseAmxBf16()) found.push_back(&AmxBf16Kernels());
+    const bool avx512_bf16 =
+        avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    if (avx512_bf16 && MayUseAmx()) found.push_back(&AmxBf16Kernels());
     if (avx512_bf16) found.push_back(&Avx512Bf16Kernels());
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&Avx2Kernels());
 #endif

@@ -35,6 +35,9 @@ struct Query {
 // 64 inputs of int8 that share a scale. Sums within a group are exact integers, scaled and added group by
 // group, front to back.
 struct QuantizedKernels {
+  // QuantizeGroup (quantize.h), as fast as the instruction set allows; the same bits in every table.
+  void (*pack)(const float* values, WeightFormat format, int lane, std::byte* group);
+
   // A row of k activations in the table's format -> a quantized row.
   void (*quantize)(const void* activations, int k, void* quantized);
 

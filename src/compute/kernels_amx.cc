@@ -1,12 +1,13 @@
-// AMX-BF16: products by TDPBF16PS on 16 x 16 tiles, everything else as avx512bf16. A panel's packed weights
-// are two tile columns as they stand (rows of 16 pairs, 128 bytes apart). Each output adds its pairs front to
-// back, 16 pairs a tile, whether 1 or 32 rows share the tiles: the last, shorter tile of k is filled up with
-// zeros, which add nothing.
+// AMX-BF16: products by TDPBF16PS on 16 x 16 tiles, attention too (attend_amx.cc), everything else as
+// avx512bf16. A panel's packed weights are two tile columns as they stand (rows of 16 pairs, 128 bytes
+// apart). Each output adds its pairs front to back, 16 pairs a tile, whether 1 or 32 rows share the tiles:
+// the last, shorter tile of k is filled up with zeros, which add nothing.
 //
 // Tiles: 0-3 sums, 4-5 activations, 6-7 (and 5) weights. A call leaves no tile state behind, so that a thread
 // that sleeps has none to save.
 #include <cstring>
 
+#include "compute/amx_tiles.h"
 #include "compute/kernel_tables.h"
 #include "compute/simd_avx512.h"
 
@@ -18,47 +19,17 @@ constexpr int kTileK = 32;  // inputs a tile: 64 bytes of activations, 16 pairs 
 constexpr int kTileStep = kTileK / 2 * kPanel * 2;  // of weights, elements
 constexpr int kWeightStride = kPanel * 2 * sizeof(Bf16);
 
-// The compiler sees no read of memory in a tile load: what was written must be there before it.
-[[gnu::always_inline]] inline void Settle(const void* written) {
-  asm volatile("" ::"r"(written) : "memory");
-}
-
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t column_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
 // Shapes the tiles for a block of `rows` in [1, 32] rows: up to 16 rows with two panels side by side (sums
 // 0-1 | 2-3), or 17 to 32 rows with one panel (sums 0-1 above 2-3).
 void Configure(int rows) {
   TileConfig config;
   const int upper = std::min(rows, kTileRows);
   const int lower = rows > kTileRows ? rows - kTileRows : upper;
-  for (int tile = 0; tile < 8; ++tile) config.column_bytes[tile] = 64;
-  config.rows[0] = config.rows[1] = config.rows[4] = static_cast<std::uint8_t>(upper);
-  config.rows[2] = config.rows[3] = static_cast<std::uint8_t>(lower);
-  config.rows[5] = static_cast<std::uint8_t>(rows > kTileRows ? lower : kTileRows);
-  config.rows[6] = config.rows[7] = kTileRows;
-  Settle(&config);
-  _tile_loadconfig(&config);
-}
-
-// Rows of activations at one distance from each other, as tile loads want them.
-struct EvenRows {
-  const std::byte* base = nullptr;
-  std::ptrdiff_t stride = 64;
-};
-
-bool FindStride(const void* const* rows, int m, EvenRows& even) {
-  even.base = static_cast<const std::byte*>(rows[0]);
-  if (m > 1) even.stride = static_cast<const std::byte*>(rows[1]) - even.base;
-  for (int i = 2; i < m; ++i)
-    if (static_cast<const std::byte*>(rows[i]) - static_cast<const std::byte*>(rows[i - 1]) != even.stride)
-      return false;
-  return true;
+  for (const int tile : {0, 1, 4}) config.Shape(tile, upper, 64);
+  for (const int tile : {2, 3}) config.Shape(tile, lower, 64);
+  config.Shape(5, rows > kTileRows ? lower : kTileRows, 64);
+  for (const int tile : {6, 7}) config.Shape(tile, kTileRows, 64);
+  config.Load();
 }
 
 // Inputs [begin, begin + count) of the rows, count <= 32, zeros after them.
@@ -322,6 +293,9 @@ const Kernels& AmxBf16Kernels() {
     amx.wants_even_rows = true;
     amx.matmul = Matmul;
     amx.gate_up = GateUp;
+    amx.quantized = AmxQuantizedKernels();
+    amx.store_kv = AmxAttention().store_kv;
+    amx.attend = AmxAttention().attend;
     return amx;
   }();
   return table;

@@ -52,14 +52,17 @@ __attribute__((target("avx512f,avx512bf16"))) double RunAvx512Bf16() {
   return 16.0 * 64 * kRounds;
 }
 
-// Tiles loaded once; AvailableKernels has asked for leave to use them.
+// Shapes of whole tiles: 16 rows of 64 bytes.
+struct alignas(64) WholeTiles {
+  std::uint8_t palette = 1, rest[15] = {};
+  std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Tiles are not loaded; AvailableKernels has asked for leave to use them.
 __attribute__((target("amx-tile,amx-bf16"))) double RunAmxBf16() {
   constexpr int kRounds = 1'000'000;
-  struct alignas(64) {
-    std::uint8_t palette = 1, rest[15] = {};
-    std::uint16_t column_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  } config;
+  const WholeTiles config;
   Keep(config);
   _tile_loadconfig(&config);
   for (int i = 0; i < kRounds; ++i) {
@@ -70,6 +73,21 @@ __attribute__((target("amx-tile,amx-bf16"))) double RunAmxBf16() {
   }
   _tile_release();
   return 4.0 * 16 * 16 * 32 * 2 * kRounds;
+}
+
+__attribute__((target("amx-tile,amx-int8"))) double RunAmxInt8() {
+  constexpr int kRounds = 1'000'000;
+  const WholeTiles config;
+  Keep(config);
+  _tile_loadconfig(&config);
+  for (int i = 0; i < kRounds; ++i) {
+    _tile_dpbusd(0, 4, 6);
+    _tile_dpbusd(1, 4, 7);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  _tile_release();
+  return 4.0 * 16 * 16 * 64 * 2 * kRounds;
 }
 
 __attribute__((target("avx2,fma"))) double RunAvx2() {
@@ -143,7 +161,9 @@ double DotPeak([[maybe_unused]] const Kernels& kernels, [[maybe_unused]] WeightF
 #if defined(__x86_64__)
   const bool wide = kernels.name == "amxbf16" || kernels.name == "avx512bf16";
   if (format != WeightFormat::kBf16) {
-    if (wide && __builtin_cpu_supports("avx512vnni")) {
+    if (kernels.name == "amxbf16") {
+      run = RunAmxInt8;
+    } else if (wide && __builtin_cpu_supports("avx512vnni")) {
       run = RunVnni;
     } else if (wide || kernels.name == "avx2") {
       run = RunAvx2Int8;

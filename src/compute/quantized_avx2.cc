@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "compute/kernel_tables.h"
+#include "compute/quantize_group.h"
 #include "compute/quantized_row.h"
 #include "compute/simd_avx2.h"
 
@@ -134,10 +135,14 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const*
   }
 }
 
+void PackGroup(const float* values, WeightFormat format, int lane, std::byte* group) {
+  QuantizeGroupBody(values, format, lane, group);
+}
+
 }  // namespace
 
 QuantizedKernels Avx2QuantizedKernels() {
-  return {Quantize, Matmul, GateUp};
+  return {PackGroup, Quantize, Matmul, GateUp};
 }
 
 }  // namespace elasticmoe::compute

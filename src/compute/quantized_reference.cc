@@ -6,6 +6,7 @@
 
 #include "compute/kernel_tables.h"
 #include "compute/quantize.h"
+#include "compute/quantize_group.h"
 #include "compute/quantized_row.h"
 
 namespace elasticmoe::compute {
@@ -78,10 +79,14 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const*
   }
 }
 
+void PackGroup(const float* values, WeightFormat format, int lane, std::byte* group) {
+  QuantizeGroupBody(values, format, lane, group);
+}
+
 }  // namespace
 
 QuantizedKernels ReferenceQuantizedKernels() {
-  return {Quantize, Matmul, GateUp};
+  return {PackGroup, Quantize, Matmul, GateUp};
 }
 
 }  // namespace elasticmoe::compute

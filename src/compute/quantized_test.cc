@@ -95,6 +95,7 @@ class EveryQuantizedTable : public ::testing::TestWithParam<TableAndFormat> {
   const Kernels& kernels_ = *std::get<0>(GetParam());
   const WeightFormat format_ = std::get<1>(GetParam());
   const Kernels& reference_ = *AvailableKernels().back();
+  class EvenRows;
 
   // Values that every activation format holds.
   static std::vector<float> Plain(Rng& rng, int k) {
@@ -119,6 +120,36 @@ class EveryQuantizedTable : public ::testing::TestWithParam<TableAndFormat> {
     return out;
   }
 };
+
+// Rows at one distance from each other, as tiles want them.
+class EveryQuantizedTable::EvenRows {
+ public:
+  EvenRows(const EveryQuantizedTable& test, Rng& rng, int count, int k)
+      : bytes_(QuantizedRow::Bytes(k)), stride_((bytes_ + 63) / 64 * 64), memory_(stride_ * count) {
+    for (int i = 0; i < count; ++i) {
+      const std::vector<std::byte> row = Quantize(test.kernels_, Plain(rng, k));
+      std::copy(row.begin(), row.end(), memory_.data() + i * stride_);
+    }
+  }
+  const std::byte* Row(int i) const { return memory_.data() + i * stride_; }
+  std::vector<std::byte> Copy(int i) const { return {Row(i), Row(i) + bytes_}; }
+
+ private:
+  std::size_t bytes_, stride_;
+  std::vector<std::byte> memory_;
+};
+
+TEST_P(EveryQuantizedTable, WeightsArePackedAlike) {
+  Rng rng(7);
+  for (int i = 0; i < 300; ++i) {
+    std::vector<float> values(kGroup);
+    for (float& value : values) value = i < 200 ? Normal(rng) : static_cast<float>(rng.Below(3)) - 1.0F;
+    std::vector<std::byte> want(GroupBytes(format_)), got(GroupBytes(format_));
+    reference_.quantized.pack(values.data(), format_, i % kPanel, want.data());
+    kernels_.quantized.pack(values.data(), format_, i % kPanel, got.data());
+    ASSERT_EQ(want, got) << i;
+  }
+}
 
 TEST_P(EveryQuantizedTable, RowsAreQuantizedAlike) {
   Rng rng(3);
@@ -164,21 +195,20 @@ TEST_P(EveryQuantizedTable, MatmulIsTheReferencesToTheLastBit) {
 
 TEST_P(EveryQuantizedTable, MatmulGivesTheSameBitsForAnyRowsAndPanels) {
   Rng rng(5);
-  for (const auto& [n, k] : {std::pair{70, 77}, {161, 128}, {97, 515}}) {
+  for (const auto& [n, k] : {std::pair{70, 77}, {161, 128}, {97, 515}, {64, 1100}}) {
     const Matrix w(rng, format_, n, k);
-    std::vector<std::vector<std::byte>> rows;
+    const EvenRows rows(*this, rng, 60, k);
     std::vector<std::vector<float>> alone;
-    for (int i = 0; i < 60; ++i) {
-      rows.push_back(Quantize(kernels_, Plain(rng, k)));
-      alone.push_back(Matmul(kernels_, w, rows.back()));
-    }
+    for (int i = 0; i < 60; ++i) alone.push_back(Matmul(kernels_, w, rows.Copy(i)));
     for (int m = 1; m <= 60; ++m) {
-      const int shift = static_cast<int>(rng.Below(60)), cut = static_cast<int>(rng.Below(w.Panels() + 1));
+      // From some row on, or around the end: then the rows do not lie evenly.
+      const int shift = static_cast<int>(rng.Below(m % 2 == 0 ? 60 : 61 - m));
+      const int cut = static_cast<int>(rng.Below(w.Panels() + 1));
       std::vector<const void*> in;
       std::vector<std::vector<float>> out(m, std::vector<float>(n + 1, -1.0F));
       std::vector<float*> outs;
       for (int i = 0; i < m; ++i) {
-        in.push_back(rows[(i + shift) % 60].data());
+        in.push_back(rows.Row((i + shift) % 60));
         outs.push_back(out[i].data());
       }
       kernels_.quantized.matmul(w.View(), in.data(), m, cut, w.Panels(), outs.data());
@@ -196,15 +226,14 @@ TEST_P(EveryQuantizedTable, GateUpIsRightAndTheSameForAnyRowsAndPanels) {
   for (const auto& [n, k] : {std::pair{1, 5}, {31, 64}, {33, 70}, {64, 128}, {161, 200}}) {
     const Matrix gate(rng, format_, n, k), up(rng, format_, n, k);
     constexpr int kRows = 100;
-    std::vector<std::vector<std::byte>> rows;
-    for (int i = 0; i < kRows; ++i) rows.push_back(Quantize(kernels_, Plain(rng, k)));
+    const EvenRows rows(*this, rng, kRows, k);
     const std::size_t bytes = QuantizedRow::Bytes(n);
     const auto run = [&](int first, int m, int cut) {
       std::vector<std::vector<std::byte>> out(m, std::vector<std::byte>(bytes + 4, std::byte{0x77}));
       std::vector<const void*> in;
       std::vector<void*> outs;
       for (int i = 0; i < m; ++i) {
-        in.push_back(rows[first + i].data());
+        in.push_back(rows.Row(first + i));
         outs.push_back(out[i].data());
       }
       kernels_.quantized.gate_up(gate.View(), up.View(), in.data(), m, cut, gate.Panels(), outs.data());
@@ -220,7 +249,8 @@ TEST_P(EveryQuantizedTable, GateUpIsRightAndTheSameForAnyRowsAndPanels) {
       for (int i = 0; i < m; ++i) ASSERT_EQ(alone[first + i], got[i]) << n << " x " << k << " m=" << m;
     }
     for (int i = 0; i < kRows; ++i) {
-      const std::vector<float> g = Matmul(reference_, gate, rows[i]), u = Matmul(reference_, up, rows[i]);
+      const std::vector<float> g = Matmul(reference_, gate, rows.Copy(i)),
+                               u = Matmul(reference_, up, rows.Copy(i));
       const QuantizedRow got = QuantizedRow::At(alone[i].data(), GroupsOf(n));
       for (int j = 0; j < n; ++j) {
         const double want = g[j] / (1 + std::exp(-double{g[j]})) * u[j];
