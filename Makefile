@@ -1,16 +1,17 @@
 # The whole loop of the project. `make help` lists it.
 SHELL := /bin/bash
 BUILD := build/release
+BENCH_MODEL := build/peers/model
 JOBS ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build run test check format bench fuzz asan tsan clang clean
+.PHONY: help deps build run test check format bench bench-peers fuzz asan tsan clang clean
 
 help:  ## This list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 deps:  ## Install the Debian packages of packages.txt that are missing
 	@missing=$$(for p in $$(grep -v '^#' packages.txt); do \
@@ -39,10 +40,26 @@ check: deps  ## Layering, purity of core, formatting
 format: deps  ## Format all sources
 	@git ls-files '*.cc' '*.h' | xargs clang-format-14 -i
 
-bench: deps  ## Kernels with their share of this machine's limits; pointer tables against remapped experts
-	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS) --target bench_kernels bench_expert_tables
-	@$$(find $(BUILD) -name bench_kernels -type f)
+bench: build $(BENCH_MODEL)/config.json  ## This machine's tables: kernels, experts, prefill, decode, serve, load, llama.cpp
+	@cmake --build --preset release -j $(JOBS) --target bench_expert_tables
+	@$(BUILD)/elasticmoe bench kernels
 	@$$(find $(BUILD) -name bench_expert_tables -type f)
+	@$(BUILD)/elasticmoe bench prefill $(BENCH_MODEL) --tokens 128,512
+	@$(BUILD)/elasticmoe bench decode $(BENCH_MODEL)
+	@$(BUILD)/elasticmoe bench serve --start $(BENCH_MODEL) --concurrency 32 --requests 64 --input-tokens 128 --output-tokens 64
+	@$(BUILD)/elasticmoe bench load $(BENCH_MODEL)
+	@$(MAKE) --no-print-directory bench-peers
+
+bench-peers:  ## ElasticMoE beside llama.cpp on the same weights (JSON=1: JSON on stdout alone; QUICK=1: two minutes)
+	@$(MAKE) --no-print-directory build >&2
+	@if [ "$$(uname -m)" != x86_64 ]; then echo "bench-peers: skipped, needs x86-64" >&2; exit 0; fi; \
+	if ! (cd bench/peers/llama_cpp && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent --no-audit --no-fund --ignore-scripts --omit=optional; }) >&2; then \
+	  echo "bench-peers: skipped, npm cannot fetch node-llama-cpp" >&2; exit 0; fi; \
+	node bench/peers/llama_cpp/run.mjs $(if $(JSON),--json) $(if $(QUICK),--quick)
+
+$(BENCH_MODEL)/config.json: | build
+	@rm -rf $(BENCH_MODEL) && mkdir -p $(dir $(BENCH_MODEL))
+	@$(BUILD)/elasticmoe make-model --shape qwen3-moe --params 1.3B --layers 16 --experts 64 --top-k 4 $(BENCH_MODEL)
 
 fuzz: deps  ## Fuzz every decoder of foreign bytes, FUZZ_SECONDS each (default 60)
 	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers

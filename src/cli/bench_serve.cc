@@ -13,14 +13,19 @@
 #include "cli/interrupt.h"
 #include "cli/load_report.h"
 #include "cli/load_run.h"
+#include "cli/server_child.h"
 
 namespace elasticmoe::cli {
 namespace {
 
 constexpr char kCommand[] = "bench serve";
 
+constexpr TimeNs kStartTimeout = 600'000'000'000;
+
 struct Options {
   ServerFlags server;
+  std::string start;  // model of a server of our own
+  std::vector<std::string> serve_flags;
   std::string model;
   std::string endpoint = "completions";
   int concurrency = 0;
@@ -206,9 +211,18 @@ bool WarmUp(EventLoop& loop, HttpClient& client, const LoadOptions& load, std::u
   return !result.interrupted;
 }
 
-int Run(const Options& options) {
+int Run(Options options) {
   auto load = ReadOptions(options);
   if (!load) return Complain(kCommand, load.error());
+  std::unique_ptr<ServerChild> own;
+  if (!options.start.empty()) {
+    std::vector<std::string> arguments{options.start};
+    arguments.insert(arguments.end(), options.serve_flags.begin(), options.serve_flags.end());
+    auto started = ServerChild::Start(std::move(arguments), kStartTimeout);
+    if (!started) return Complain(kCommand, started.error());
+    own = *std::move(started);
+    options.server.url = own->url();
+  }
   auto url = ParseUrl(options.server.url);
   if (!url) return Complain(kCommand, url.error());
   RaiseDescriptorLimit();
@@ -244,7 +258,11 @@ int Run(const Options& options) {
   if (options.slo_ttft_ms > 0) slo.ttft_ms = options.slo_ttft_ms;
   if (options.slo_tpot_ms > 0) slo.tpot_ms = options.slo_tpot_ms;
   LoadReport report = Summarize(result, slo);
-  const Json json = ToJson(report, About(options, *load));
+  Json json = ToJson(report, About(options, *load));
+  // As bench/compare reads it.
+  json["rows"] = Json::array({Json{{"name", fmt::format("serve_{}", options.concurrency)},
+                                   {"value", json["output_tokens_per_s"]},
+                                   {"unit", "tokens/s"}}});
   const std::string shown = options.json ? json.dump(2) + "\n" : ToTable(report, title);
   std::fwrite(shown.data(), 1, shown.size(), stdout);
   if (!options.output.empty())
@@ -273,6 +291,11 @@ void RegisterBenchServe(CLI::App& bench, Action& action) {
       "--rate-schedule,\n"
       "--trace) sends them when they are due, and counts each one's time from then.");
   AddServerFlags(*sub, options->server);
+  auto* start = sub->add_option("--start", options->start,
+                                "Model directory: start a server of it for the run, instead of --url");
+  sub->add_option("--serve-flag", options->serve_flags,
+                  "Passed on to that server, e.g. --serve-flag=--devices=4")
+      ->needs(start);
   sub->add_option("--model", options->model, "Default: the first of /v1/models");
   sub->add_option("--endpoint", options->endpoint, "completions or chat")
       ->check(CLI::IsMember({"completions", "chat"}))

@@ -25,6 +25,10 @@ void RegisterBench(CLI::App& app, Action& action);
 void RegisterBenchServe(CLI::App& bench, Action& action);  // below bench
 void RegisterBenchResize(CLI::App& bench, Action& action);
 void RegisterBenchSimulator(CLI::App& bench, Action& action);
+void RegisterBenchLoad(CLI::App& bench, Action& action);
+void RegisterBenchKernels(CLI::App& bench, Action& action);
+void RegisterBenchPrefill(CLI::App& bench, Action& action);
+void RegisterBenchDecode(CLI::App& bench, Action& action);
 void RegisterSimulate(CLI::App& app, Action& action);
 void RegisterCalibrate(CLI::App& app, Action& action);
 void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve

@@ -53,11 +53,15 @@ Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::s
     // Of all memory, not of what is free now: a restarted server must ask for what the one before asked for.
     o.kv_memory_bytes =
         std::clamp(runtime::TotalMemory() / 16 / static_cast<std::size_t>(o.max_devices), kLeastKv, kMostKv);
-  o.hmm_socket = fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
+  o.hmm_socket = HmmSocketOf(name);
   return o;
 }
 
 }  // namespace
+
+std::string HmmSocketOf(const std::string& name) {
+  return fmt::format("elasticmoe/{}/{}", ::geteuid(), name);
+}
 
 void AddWeightsFlag(CLI::App& app, core::WeightFormat& weights) {
   app.add_option_function<std::string>(
@@ -83,7 +87,7 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   app.add_option("--max-devices", flags.max_devices,
                  "Devices the server may grow to (default: what the machine holds)")
       ->check(CLI::Range(1, runtime::kMaxDevices));
-  app.add_option("--threads-per-device", o.threads_per_device, "Pinned threads of a device")
+  app.add_option("--threads-per-device,--threads", o.threads_per_device, "Pinned threads of a device")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_flag("--domain-per-device", o.domain_per_device,

@@ -27,6 +27,9 @@ void AddWeightsFlag(CLI::App& app, core::WeightFormat& weights);
 
 void AddEngineFlags(CLI::App& app, EngineFlags& flags);
 
+// Where the memory daemon of the server of that name listens.
+std::string HmmSocketOf(const std::string& name);
+
 // Fills in what was left to us, starts the engine, and draws the progress of loading on a terminal.
 // `name` tells this server's HMM from others' on the machine.
 Expected<std::unique_ptr<runtime::ElasticEngine>> StartEngine(const EngineFlags& flags,

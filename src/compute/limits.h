@@ -1,0 +1,20 @@
+// What this machine could do at most, measured: bytes read from memory, and operations of a kernel table's
+// dot product. Benchmarks divide by them, in the same run. Effects: time, memory; blocking.
+#pragma once
+
+#include "compute/kernels.h"
+#include "compute/parallel.h"
+
+namespace elasticmoe::compute {
+
+// Bytes a second that all threads of `threads` together read from memory. Best of a few passes over 1 GiB of
+// huge pages (512 MiB where there is not as much free), more than the caches of most machines hold; a machine
+// with larger ones is given a limit that is higher than its memory's. Half a second.
+double ReadBandwidth(ThreadPool& threads);
+
+// Operations (a multiplication and an addition are two) a second of all threads together, with
+// the instructions that the table's products over weights of that format are made of and operands in
+// registers. 0 = a table without such instructions (reference).
+double DotPeak(const Kernels& kernels, WeightFormat format, ThreadPool& threads);
+
+}  // namespace elasticmoe::compute
