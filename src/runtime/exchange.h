@@ -81,6 +81,7 @@ struct DeviceHeader {
   std::atomic<std::uint64_t> expert_rows;  // since start: load of this device's experts
   std::int32_t entry_count;
   std::int32_t row_count;
+  std::int64_t begin_ns, end_ns;     // of the last step, on the host's monotonic clock
   std::int64_t compute_ns, wait_ns;  // of the last step
 };
 

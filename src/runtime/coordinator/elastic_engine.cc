@@ -1,6 +1,7 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -327,6 +328,7 @@ void ElasticEngine::Loop() {
       continue;
     }
     last_step_end_ = 0;
+    devices_ended_ = 0;
     std::unique_lock lock(mutex_);
     busy_ = !scheduler_->Idle() || !submitted_.empty();
     if (stopping_) break;
@@ -461,6 +463,7 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   }
   failed_attempts_ = 0;
   ++steps_;
+  CountStepTime();
   if (!fresh_.empty())
     for (const core::DevicePlan& device : plan.devices)
       if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
@@ -468,6 +471,19 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   std::vector<core::TokenEvent> events;
   scheduler_->Complete(result, Now(), events);
   Deliver(events);
+}
+
+void ElasticEngine::CountStepTime() {
+  const ExchangeHeader& header = exchange_->header();
+  TimeNs begin = std::numeric_limits<TimeNs>::max(), end = 0;
+  for (int rank = 0; rank < header.member_count; ++rank) {
+    const DeviceHeader& device = exchange_->device(header.members[rank]);
+    begin = std::min(begin, device.begin_ns);
+    end = std::max(end, device.end_ns);
+  }
+  step_ns_ += end - begin;
+  if (devices_ended_ != 0) between_steps_ns_ += std::max<TimeNs>(begin - devices_ended_, 0);
+  devices_ended_ = end;
 }
 
 void ElasticEngine::PublishStats() {
@@ -480,6 +496,8 @@ void ElasticEngine::PublishStats() {
                                               : static_cast<double>(schedule.blocks_used) /
                                                     static_cast<double>(schedule.blocks_total);
   stats.steps = steps_;
+  stats.step_ns = step_ns_;
+  stats.between_steps_ns = between_steps_ns_;
   stats.preemptions = schedule.preemptions;
   stats.prefix_queries = schedule.prefix_queries;
   stats.prefix_hits = schedule.prefix_hits;

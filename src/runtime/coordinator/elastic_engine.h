@@ -172,6 +172,7 @@ class ElasticEngine : public Engine {
   void GiveUp(const Error& error);                           // every request ends with this error
   void Watch(const std::stop_token& stop);                   // thread: deaths of processes
   void Rewatch();                                            // the processes to watch have changed
+  void CountStepTime();
   void PublishStats();
   double WeightOf(DeviceId device) const;
   std::vector<core::SchedulerDevice> SchedulerDevices() const;
@@ -223,6 +224,8 @@ class ElasticEngine : public Engine {
   std::unique_ptr<HmmClient> next_hmm_;  // being loaded after the HMM's death
   std::chrono::steady_clock::time_point next_hmm_poll_;
   std::uint64_t steps_ = 0, recoveries_ = 0;
+  TimeNs devices_ended_ = 0;  // when they ended the step before; 0 = nothing was to be done since
+  TimeNs step_ns_ = 0, between_steps_ns_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable work_;

@@ -225,7 +225,9 @@ bool Device::RunStep(std::uint32_t step) {
   if (GivenUp(step)) return false;
   if (rows > 0) SampleRows();
   mine.wait_ns = wait_ns_;
-  mine.compute_ns = Now() - start - wait_ns_;
+  mine.begin_ns = start;
+  mine.end_ns = Now();
+  mine.compute_ns = mine.end_ns - start - wait_ns_;
   Finish(step);
   return true;
 }
