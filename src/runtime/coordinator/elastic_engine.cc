@@ -273,7 +273,6 @@ void ElasticEngine::TakeInbox() {
     cancelled.swap(cancelled_);
     queued_ += submitted.size();
   }
-  std::vector<core::TokenEvent> events;
   for (auto& [request, sink] : submitted) {
     const RequestId id = request.id;
     sinks_[id] = std::move(sink);
@@ -282,21 +281,20 @@ void ElasticEngine::TakeInbox() {
       event.request = id;
       event.finish = core::FinishReason::kError;
       event.error = status.error().message;
-      events.push_back(std::move(event));
+      events_.push_back(std::move(event));
     }
   }
-  for (const RequestId id : cancelled) scheduler_->Cancel(id, events);
-  Deliver(events);
+  for (const RequestId id : cancelled) scheduler_->Cancel(id, events_);
 }
 
-void ElasticEngine::Deliver(std::vector<core::TokenEvent>& events) {
-  for (const core::TokenEvent& event : events) {
+void ElasticEngine::Deliver() {
+  for (const core::TokenEvent& event : events_) {
     const auto at = sinks_.find(event.request);
     if (at == sinks_.end()) continue;
     at->second(event);
     if (event.finish) sinks_.erase(at);
   }
-  events.clear();
+  events_.clear();
 }
 
 // ---------------------------------------------------------------- steps
@@ -316,8 +314,7 @@ void ElasticEngine::Loop() {
     if (next_hmm_)
       if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
     core::StepPlan plan = scheduler_->Plan(Now());
-    Deliver(plan.failed);
-    PublishStats();
+    std::move(plan.failed.begin(), plan.failed.end(), std::back_inserter(events_));
     if (!plan.Empty()) {
       if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_)
         longest_gap_ = now - last_step_end_;
@@ -327,6 +324,8 @@ void ElasticEngine::Loop() {
       if (stopping_) break;
       continue;
     }
+    Deliver();
+    PublishStats();
     last_step_end_ = 0;
     devices_ended_ = 0;
     std::unique_lock lock(mutex_);
@@ -343,12 +342,11 @@ void ElasticEngine::Loop() {
     if (stopping_) break;
   }
   RunTasks(false);
-  std::vector<core::TokenEvent> events;
   TakeInbox();
   std::vector<RequestId> left;
   for (const auto& [id, sink] : sinks_) left.push_back(id);
-  for (const RequestId id : left) scheduler_->Cancel(id, events);
-  Deliver(events);
+  for (const RequestId id : left) scheduler_->Cancel(id, events_);
+  Deliver();
 }
 
 void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
@@ -453,6 +451,8 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   const std::uint32_t step = header.step.value.load() + 1;
   WriteStep(plan, step);
   header.step.Set(step);
+  Deliver();  // while the devices compute: nobody waits for what clients are told of the step before
+  PublishStats();
   if (!AwaitStep(step)) {
     scheduler_->AbandonStep();
     step_given_up_ = true;
@@ -467,10 +467,7 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!fresh_.empty())
     for (const core::DevicePlan& device : plan.devices)
       if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
-  core::StepResult result = ReadStep(plan);
-  std::vector<core::TokenEvent> events;
-  scheduler_->Complete(result, Now(), events);
-  Deliver(events);
+  scheduler_->Complete(ReadStep(plan), Now(), events_);
 }
 
 void ElasticEngine::CountStepTime() {

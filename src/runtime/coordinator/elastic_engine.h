@@ -141,7 +141,7 @@ class ElasticEngine : public Engine {
   void WriteStep(const core::StepPlan& plan, std::uint32_t step);
   bool AwaitStep(std::uint32_t step);  // false: given up
   core::StepResult ReadStep(const core::StepPlan& plan);
-  void Deliver(std::vector<core::TokenEvent>& events);
+  void Deliver();  // events_ to their sinks
   Status RecoverWorkers();
   Status ReplaceHmm();
   Status FitMemory(HmmClient& hmm, const core::Placement& placement);  // domains and KV for its members
@@ -217,6 +217,7 @@ class ElasticEngine : public Engine {
   };
   std::vector<SlotState> slots_;
   std::map<RequestId, Sink> sinks_;
+  std::vector<core::TokenEvent> events_;  // in order; told once the next step has been started
   std::unique_ptr<KvMover> mover_;
   std::unique_ptr<HmmClient> step_hmm_;  // of the engine's thread, made when it is needed
   int failed_attempts_ = 0;              // of the step that is tried now

@@ -137,9 +137,8 @@ bool ElasticEngine::CopyTails(const core::StepPlan& plan) {
 
 void ElasticEngine::GiveUp(const Error& error) {
   LogError("{}", error.message);
-  std::vector<core::TokenEvent> events;
-  scheduler_->FailAll(error.message, events);
-  Deliver(events);
+  scheduler_->FailAll(error.message, events_);
+  Deliver();
   failed_attempts_ = 0;
 }
 
