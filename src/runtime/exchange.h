@@ -2,7 +2,7 @@
 // One memory object, made by the coordinator, mapped by every worker. Fixed size for `max_devices`, so that a
 // resize changes none of it; pages that are never written take no memory.
 //
-//   header            step word (workers sleep on it), finish word (the engine sleeps on it), abort word
+//   header            views, progress, finish word (the engine sleeps on it), abort word
 //   tables            per table slot: block table, token history, sampling; the coordinator writes, workers
 //   read placements        owner device of each expert, four epochs in turn per device        sync words,
 //   plan, results, activations, routing, expert outputs
@@ -10,14 +10,17 @@
 // One step, for a rank with rows r and a rank e that owns experts they chose, layer by layer:
 //   r: writes activations + routing ─► r.dispatched = tag ─► e: computes into r.outputs ─► e.returned = tag
 //   ─► r: combines
+// A step may take another placement on its way: its views say who does what, `progress` from which layer on.
 // A tag numbers (step, layer) and only grows; a rank that has nothing to send or serve sets its last tag at
 // once. Written by one, read by others after the tag: no locks.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/error.h"
 #include "base/ids.h"
@@ -33,8 +36,9 @@ namespace elasticmoe::runtime {
 inline constexpr int kMaxDevices = 64;
 inline constexpr int kMaxReplicas = 4;
 inline constexpr int kPlacementRing = 4;  // epochs whose tables are kept
-inline constexpr int kMaxBias = 1024;     // logit_bias entries a request
-inline constexpr int kMaxBanned = 64;     // stop ids a request, with the model's eos ids
+inline constexpr std::uint32_t kNoSwitch = 0xffff;
+inline constexpr int kMaxBias = 1024;  // logit_bias entries a request
+inline constexpr int kMaxBanned = 64;  // stop ids a request, with the model's eos ids
 
 struct ExchangeShape {
   std::int32_t max_devices = 0;
@@ -75,6 +79,7 @@ struct LogprobRecord {
 
 // One device's sync words and step inputs.
 struct DeviceHeader {
+  SharedWord go;          // the step to run; its worker sleeps on it
   SharedWord dispatched;  // rows of layers up to this tag are in place
   SharedWord returned;    // expert outputs of layers up to this tag are in place
   std::atomic<std::uint32_t> finished_step;
@@ -85,17 +90,30 @@ struct DeviceHeader {
   std::int64_t compute_ns, wait_ns;  // of the last step
 };
 
-struct ExchangeHeader {
-  std::uint64_t magic;
-  ExchangeShape shape;
-  SharedWord step;                        // number of the step to run; grows by one
-  SharedWord finish;                      // devices done with steps, counted up
-  std::atomic<std::uint32_t> abort_step;  // this step is given up
-  std::uint64_t epoch;                    // of the step
+// Who takes part in a step, and whose experts are where.
+struct StepView {
+  std::uint64_t epoch;
   std::int32_t placement_index;
   std::int32_t member_count;
   std::int32_t members[kMaxDevices];  // device ids by rank
-  std::int32_t spin;                  // pauses a waiter may spin
+
+  std::span<const std::int32_t> Members() const { return {members, static_cast<std::size_t>(member_count)}; }
+  bool Has(DeviceId device) const {
+    return std::find(Members().begin(), Members().end(), device.value) != Members().end();
+  }
+};
+
+struct ExchangeHeader {
+  std::uint64_t magic;
+  ExchangeShape shape;
+  std::uint32_t step;                     // number of the last one; grows by one
+  SharedWord finish;                      // changes with each device that is done with a step
+  std::atomic<std::uint32_t> abort_step;  // this step is given up
+  // Of the step: layer that the second view begins with (kNoSwitch: none) << 16 | layers that anybody has
+  // entered. Both change in one word, so that all agree on the view of a layer.
+  std::atomic<std::uint32_t> progress;
+  StepView views[2];
+  std::int32_t spin;  // pauses a waiter may spin
 };
 
 class Exchange {
@@ -122,6 +140,18 @@ class Exchange {
     const std::uint8_t* entry = PlacementEntry(ring_index, layer, expert);
     return entry[1 + source_rank % entry[0]];
   }
+
+  // ---- the views of a step; layers are MoE layers.
+  // The engine, before the step: the first view holds to its end.
+  void BeginProgress() const;
+  // A device, before it takes part in a layer: the view that holds there, 0 or 1.
+  int EnterLayer(int layer) const;
+  // The engine, with the second view written: it holds from the first layer on that nobody has entered.
+  // False: all have been, or there was a switch.
+  bool SwitchView() const;
+  int SwitchLayer() const;  // `moe_layers` where there was no switch
+  // Whoever takes part in the step, in the order of the views, each once.
+  std::vector<std::int32_t> Participants() const;
 
   // Rows that the expert has computed since the start, on whatever device.
   std::atomic<std::uint64_t>& ExpertRows(int layer, int expert) const;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -112,7 +113,6 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   PublishKvBlocks();
   UpdateKvBlocks();
   UpdatePids();
-  UpdateSpin();
   instances_->SetStandby(options_.standby, options_.standby_limit);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
   peers_.emplace(options_.hmm_socket, options_.copy_bytes_per_second);
@@ -160,7 +160,7 @@ std::vector<core::SchedulerDevice> ElasticEngine::SchedulerDevices() const {
 // Waiters spin only where each has a core of its own.
 void ElasticEngine::UpdateSpin() {
   const auto threads = static_cast<int>(placement_.members().size()) * options_.threads_per_device;
-  exchange_->header().spin = threads <= static_cast<int>(AllowedCpus().size()) ? kSpins : 0;
+  exchange_->header().spin = threads <= cpus_ ? kSpins : 0;
 }
 
 Status ElasticEngine::AttachAll() {
@@ -305,6 +305,10 @@ void ElasticEngine::Loop() {
     TakeMoved();
     RunTasks(true);
     UpdateKvBlocks();
+    if (std::exchange(rebalance_, false)) {
+      StartMoves(scheduler_->Rebalance());
+      PublishSettled();
+    }
     const bool in_steps = death_.exchange(false), other = other_death_.exchange(false);
     if (in_steps || other) {
       Status status = RecoverWorkers();
@@ -349,21 +353,30 @@ void ElasticEngine::Loop() {
   Deliver();
 }
 
+void ElasticEngine::WriteView(const core::Placement& placement, StepView& view) const {
+  view.epoch = placement.epoch().value;
+  view.placement_index = static_cast<std::int32_t>(view.epoch % kPlacementRing);
+  view.member_count = static_cast<std::int32_t>(placement.members().size());
+  for (int rank = 0; rank < view.member_count; ++rank) view.members[rank] = placement.members()[rank].value;
+}
+
+void ElasticEngine::BeginDevice(DeviceId id, std::uint32_t step) const {
+  DeviceHeader& device = exchange_->device(id.value);
+  device.entry_count = 0;
+  device.row_count = 0;
+  // Nobody may take the words of an earlier life of this device for this step's.
+  const std::uint32_t before = LayerTag(step, moe_layers_, -1);
+  device.dispatched.value.store(before, std::memory_order_relaxed);
+  device.returned.value.store(before, std::memory_order_relaxed);
+}
+
 void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
   ExchangeHeader& header = exchange_->header();
-  header.epoch = placement_.epoch().value;
-  header.placement_index = static_cast<std::int32_t>(placement_.epoch().value % kPlacementRing);
-  header.member_count = static_cast<std::int32_t>(placement_.members().size());
-  for (int rank = 0; rank < header.member_count; ++rank) {
-    header.members[rank] = placement_.members()[rank].value;
-    DeviceHeader& device = exchange_->device(header.members[rank]);
-    device.entry_count = 0;
-    device.row_count = 0;
-    // Nobody may take the words of an earlier life of this device for this step's.
-    const std::uint32_t before = LayerTag(step, moe_layers_, -1);
-    device.dispatched.value.store(before, std::memory_order_relaxed);
-    device.returned.value.store(before, std::memory_order_relaxed);
-  }
+  header.step = step;
+  WriteView(placement_, header.views[0]);
+  UpdateSpin();
+  exchange_->BeginProgress();
+  for (const DeviceId member : placement_.members()) BeginDevice(member, step);
   for (const core::TableWrite& write : plan.table_writes)
     exchange_->BlockTable(write.table_slot)[write.index] = static_cast<std::uint32_t>(write.block.value);
   for (const core::DevicePlan& device_plan : plan.devices) {
@@ -390,31 +403,36 @@ void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
 bool ElasticEngine::AwaitStep(std::uint32_t step) {
   ExchangeHeader& header = exchange_->header();
   const TimeNs deadline = Now() + TimeNs{options_.step_timeout_seconds} * 1'000'000'000;
+  std::vector<std::int32_t> participants = exchange_->Participants();
   const auto finished = [&] {
-    for (int rank = 0; rank < header.member_count; ++rank)
-      if (exchange_->device(header.members[rank]).finished_step.load(std::memory_order_acquire) != step)
-        return false;
-    return true;
+    return std::ranges::all_of(participants, [&](std::int32_t device) {
+      return exchange_->device(device).finished_step.load(std::memory_order_acquire) == step;
+    });
   };
   while (!WaitFor(
       header.finish, {0}, [&](std::uint32_t) { return finished(); },
-      [&] { return death_.load() || Now() > deadline; })) {
+      [&] { return death_.load() || early_task_.load() || Now() > deadline; })) {
     if (finished()) return true;
+    if (early_task_.exchange(false) && !death_) {
+      RunEarlyTask();
+      participants = exchange_->Participants();
+      continue;
+    }
     // Given up: every waiter is woken until all are out of the step.
     header.abort_step.store(step, std::memory_order_seq_cst);
     if (Now() > deadline) {
       const std::scoped_lock lock(instances_mutex_);
-      for (const DeviceId member : placement_.members()) {
-        if (exchange_->device(member.value).finished_step.load() == step) continue;
-        LogWarn("device {} did not finish step {} within {} s: its worker is killed", member, step,
+      for (const std::int32_t device : participants) {
+        if (exchange_->device(device).finished_step.load() == step) continue;
+        LogWarn("device {} did not finish step {} within {} s: its worker is killed", device, step,
                 options_.step_timeout_seconds);
-        instances_->Kill(member);
+        instances_->Kill(DeviceId(device));
       }
       death_ = true;
     }
-    for (const DeviceId member : placement_.members()) {
-      exchange_->device(member.value).dispatched.WakeAll();
-      exchange_->device(member.value).returned.WakeAll();
+    for (const std::int32_t device : participants) {
+      exchange_->device(device).dispatched.WakeAll();
+      exchange_->device(device).returned.WakeAll();
     }
     return false;
   }
@@ -448,9 +466,9 @@ core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
 void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!CopyTails(plan)) return;
   ExchangeHeader& header = exchange_->header();
-  const std::uint32_t step = header.step.value.load() + 1;
+  const std::uint32_t step = header.step + 1;
   WriteStep(plan, step);
-  header.step.Set(step);
+  for (const DeviceId member : placement_.members()) exchange_->device(member.value).go.Set(step);
   Deliver();  // while the devices compute: nobody waits for what clients are told of the step before
   PublishStats();
   if (!AwaitStep(step)) {
@@ -471,10 +489,9 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
 }
 
 void ElasticEngine::CountStepTime() {
-  const ExchangeHeader& header = exchange_->header();
   TimeNs begin = std::numeric_limits<TimeNs>::max(), end = 0;
-  for (int rank = 0; rank < header.member_count; ++rank) {
-    const DeviceHeader& device = exchange_->device(header.members[rank]);
+  for (const std::int32_t participant : exchange_->Participants()) {
+    const DeviceHeader& device = exchange_->device(participant);
     begin = std::min(begin, device.begin_ns);
     end = std::max(end, device.end_ns);
   }

@@ -138,6 +138,8 @@ class ElasticEngine : public Engine {
   void Loop();
   void TakeInbox();
   void RunStep(const core::StepPlan& plan);
+  void WriteView(const core::Placement& placement, StepView& view) const;
+  void BeginDevice(DeviceId id, std::uint32_t step) const;
   void WriteStep(const core::StepPlan& plan, std::uint32_t step);
   bool AwaitStep(std::uint32_t step);  // false: given up
   core::StepResult ReadStep(const core::StepPlan& plan);
@@ -167,11 +169,16 @@ class ElasticEngine : public Engine {
   void Observe(const core::ResizeEvent& event);
   // Runs `task` and records it.
   Status Traced(std::string name, std::string lane, Json args, const std::function<Status()>& task);
-  Status BetweenSteps(const std::function<Status()>& task);  // runs it on the engine's thread
-  void RunTasks(bool run);                                   // false: they are refused
-  void GiveUp(const Error& error);                           // every request ends with this error
-  void Watch(const std::stop_token& stop);                   // thread: deaths of processes
-  void Rewatch();                                            // the processes to watch have changed
+  // Runs it on the engine's thread. `early` may do the same while a step runs: false = not now.
+  Status BetweenSteps(const std::function<Status()>& task, const std::function<bool()>& early = {});
+  void RunTasks(bool run);  // false: they are refused
+  void RunEarlyTask();
+  Status CheckCommit(const core::Placement& placement) const;  // REQUIRES: instances_mutex_
+  void TakePlacement(const core::Placement& placement);        // likewise
+  bool CommitWithinStep(const core::Placement& placement);
+  void GiveUp(const Error& error);          // every request ends with this error
+  void Watch(const std::stop_token& stop);  // thread: deaths of processes
+  void Rewatch();                           // the processes to watch have changed
   void CountStepTime();
   void PublishStats();
   double WeightOf(DeviceId device) const;
@@ -183,6 +190,7 @@ class ElasticEngine : public Engine {
   model::Checkpoint checkpoint_;
   bool adopted_ = false;
   int moe_layers_ = 0;
+  const int cpus_ = static_cast<int>(AllowedCpus().size());
 
   mutable std::mutex instances_mutex_;  // guards what follows: two threads use it
   std::unique_ptr<HmmClient> hmm_;
@@ -206,6 +214,7 @@ class ElasticEngine : public Engine {
   // Owned by the engine's thread once it runs.
   std::optional<Exchange> exchange_;
   std::set<DeviceId> leaving_;  // members that take no new sequences
+  bool rebalance_ = false;      // at the next boundary: members have come
   std::set<DeviceId> fresh_;    // members that have not computed a token yet
   std::map<DeviceId, int> pids_;
   TimeNs last_step_end_ = 0;  // 0 = nothing was to be done since
@@ -239,8 +248,9 @@ class ElasticEngine : public Engine {
   std::optional<std::set<DeviceId>> settled_;    // none moves, and none is left on these
   struct Task {
     const std::function<Status()>* body;
+    const std::function<bool()>* early;
     Status status;
-    bool done;
+    bool done = false;
   };
   std::deque<Task*> tasks_;
   std::condition_variable task_done_;
@@ -254,6 +264,7 @@ class ElasticEngine : public Engine {
   std::atomic<bool> death_{false};        // a process that steps need ended: looked at within steps, too
   std::atomic<bool> other_death_{false};  // another one
   std::atomic<bool> watch_again_{false};
+  std::atomic<bool> early_task_{false};  // one that need not wait for the step's end
   struct Watched {
     Fd fd;  // duplicate of a pidfd
     bool in_steps = false;

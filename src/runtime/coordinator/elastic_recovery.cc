@@ -23,7 +23,7 @@ Status ElasticEngine::RecoverWorkers() {
     if (step_given_up_) {
       // Out of that step first: nobody may write into areas that the next plan uses.
       step_given_up_ = false;
-      instances_->Quiesce(placement_.members());
+      instances_->Quiesce(instances_->Attached());  // also one that the step has dismissed on its way
       continue;
     }
     if (missing.empty()) break;

@@ -104,26 +104,14 @@ bool Device::GivenUp(std::uint32_t step) const {
   return exchange_.header().abort_step.load(std::memory_order_acquire) == step;
 }
 
-bool Device::AwaitDispatched(std::uint32_t step, std::uint32_t tag) {
-  const ExchangeHeader& header = exchange_.header();
+bool Device::Await(const StepView& view, SharedWord DeviceHeader::*word, std::uint32_t step,
+                   std::uint32_t tag) {
+  const SpinPolicy spin{exchange_.header().spin};
   const std::int64_t start = Now();
-  for (int rank = 0; rank < header.member_count; ++rank) {
+  for (const std::int32_t member : view.Members()) {
     if (!WaitFor(
-            exchange_.device(header.members[rank]).dispatched, {header.spin},
-            [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
-      return false;
-  }
-  wait_ns_ += Now() - start;
-  return true;
-}
-
-bool Device::AwaitReturned(std::uint32_t step, std::uint32_t tag) {
-  const ExchangeHeader& header = exchange_.header();
-  const std::int64_t start = Now();
-  for (int rank = 0; rank < header.member_count; ++rank) {
-    if (!WaitFor(
-            exchange_.device(header.members[rank]).returned, {header.spin},
-            [&](std::uint32_t value) { return Reached(value, tag); }, [&] { return GivenUp(step); }))
+            exchange_.device(member).*word, spin, [&](std::uint32_t value) { return Reached(value, tag); },
+            [&] { return GivenUp(step); }))
       return false;
   }
   wait_ns_ += Now() - start;
@@ -131,14 +119,13 @@ bool Device::AwaitReturned(std::uint32_t step, std::uint32_t tag) {
 }
 
 // Rows come rank by rank, row by row: the order does not matter to any value, but it is fixed.
-void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochExperts& experts) {
-  const ExchangeHeader& header = exchange_.header();
+void Device::ServeExperts(const StepView& view, int layer, const EpochExperts& experts) {
   const ExchangeShape& shape = exchange_.shape();
   for (auto& rows : rows_by_expert_) rows.clear();
   const std::size_t row_bytes = std::size_t(shape.hidden) * shape.activation_bytes;
   std::uint64_t served = 0;
-  for (int rank = 0; rank < header.member_count; ++rank) {
-    const int source = header.members[rank];
+  for (int rank = 0; rank < view.member_count; ++rank) {
+    const int source = view.members[rank];
     const int rows = exchange_.device(source).row_count;
     const std::int32_t* routes = exchange_.Routes(source);
     const std::byte* activations = exchange_.Activations(source);
@@ -146,7 +133,7 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
     for (int row = 0; row < rows; ++row) {
       for (int j = 0; j < shape.top_k; ++j) {
         const int expert = routes[row * shape.top_k + j];
-        if (exchange_.OwnerFor(ring, layer, expert, rank) != id_.value) continue;
+        if (exchange_.OwnerFor(view.placement_index, layer, expert, rank) != id_.value) continue;
         rows_by_expert_[expert].push_back(
             {activations + row * row_bytes, outputs + (std::size_t(row) * shape.top_k + j) * shape.hidden});
         ++served;
@@ -157,7 +144,8 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
   for (int expert = 0; expert < shape.experts; ++expert) {
     if (rows_by_expert_[expert].empty()) continue;
     const compute::MlpWeights& weights = experts.weights[std::size_t(layer) * shape.experts + expert];
-    EM_CHECK(weights.gate.data != nullptr, "step={} layer={} expert={} device={}", step, layer, expert, id_);
+    EM_CHECK(weights.gate.data != nullptr, "epoch={} layer={} expert={} device={}", view.epoch, layer, expert,
+             id_);
     batches_.push_back({weights, rows_by_expert_[expert]});
     exchange_.ExpertRows(layer, expert).fetch_add(rows_by_expert_[expert].size(), std::memory_order_relaxed);
   }
@@ -165,21 +153,17 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
   exchange_.device(id_.value).expert_rows.fetch_add(served, std::memory_order_relaxed);
 }
 
-bool Device::RunStep(std::uint32_t step) {
-  const std::int64_t start = Now();
-  wait_ns_ = 0;
-  const ExchangeHeader& header = exchange_.header();
-  const ExchangeShape& shape = exchange_.shape();
-  DeviceHeader& mine = exchange_.device(id_.value);
-  const int ring = header.placement_index;
-  const EpochExperts& experts = epochs_[ring];
-  EM_CHECK(experts.valid && experts.epoch == header.epoch, "step={} epoch={} prepared={}", step, header.epoch,
+const Device::EpochExperts& Device::ExpertsOf(const StepView& view) const {
+  const EpochExperts& experts = epochs_[view.placement_index];
+  EM_CHECK(experts.valid && experts.epoch == view.epoch, "device={} epoch={} prepared={}", id_, view.epoch,
            experts.epoch);
+  return experts;
+}
 
-  const int rows = mine.row_count;
+int Device::CollectRows() {
   tokens_.clear();
   chunks_of_step_.clear();
-  for (int i = 0; i < mine.entry_count; ++i) {
+  for (int i = 0; i < exchange_.device(id_.value).entry_count; ++i) {
     const PlanEntry& entry = exchange_.Plan(id_.value)[i];
     const std::int32_t* history = exchange_.TokenHistory(entry.table_slot);
     const int blocks =
@@ -191,11 +175,26 @@ bool Device::RunStep(std::uint32_t step) {
     tokens_.insert(tokens_.end(), history + entry.start_position,
                    history + entry.start_position + entry.rows);
   }
+  const int rows = exchange_.device(id_.value).row_count;
   EM_CHECK(static_cast<int>(tokens_.size()) == rows);
+  return rows;
+}
 
+bool Device::RunStep(std::uint32_t step) {
+  const std::int64_t start = Now();
+  wait_ns_ = 0;
+  const ExchangeHeader& header = exchange_.header();
+  const ExchangeShape& shape = exchange_.shape();
+  DeviceHeader& mine = exchange_.device(id_.value);
+  const bool joins = !header.views[0].Has(id_);  // on the way
+  const StepView* view = &header.views[joins ? 1 : 0];
+  const EpochExperts* experts = &ExpertsOf(*view);
+  const int first_served = joins ? exchange_.SwitchLayer() : 0;
+
+  const int rows = CollectRows();
   const std::uint32_t last_tag = LayerTag(step, shape.moe_layers, shape.moe_layers - 1);
   if (rows == 0) mine.dispatched.Set(last_tag);
-  if (experts.owned == 0) mine.returned.Set(last_tag);
+  if (experts->owned == 0) mine.returned.Set(last_tag);
   mix_.resize(std::size_t(rows) * shape.top_k);
   if (rows > 0) forward_.Begin(shared_, tokens_, chunks_of_step_);
 
@@ -206,19 +205,30 @@ bool Device::RunStep(std::uint32_t step) {
       if (rows > 0) forward_.DenseMlp(layer, shared_);
       continue;
     }
+    // Whoever has nothing to do is not waited for, and must not run ahead of those who have.
+    if (moe_layer < first_served || (rows == 0 && experts->owned == 0)) continue;
     const std::uint32_t tag = LayerTag(step, shape.moe_layers, moe_layer);
     if (rows > 0) {
       forward_.Route(layer, shared_, exchange_.Activations(id_.value), exchange_.Routes(id_.value),
                      mix_.data());
       mine.dispatched.Set(tag);
     }
-    if (experts.owned > 0) {
-      if (!AwaitDispatched(step, tag)) return false;
-      ServeExperts(ring, step, moe_layer, experts);
+    if (exchange_.EnterLayer(moe_layer) == 1 && view == &header.views[0]) {
+      view = &header.views[1];
+      if (!view->Has(id_)) {  // it has left: its rows are at an end, nobody asks it for experts
+        EM_CHECK(rows == 0);
+        break;
+      }
+      experts = &ExpertsOf(*view);
+      if (experts->owned == 0) mine.returned.Set(last_tag);
+    }
+    if (experts->owned > 0) {
+      if (!Await(*view, &DeviceHeader::dispatched, step, tag)) return false;
+      ServeExperts(*view, moe_layer, *experts);
       mine.returned.Set(tag);
     }
     if (rows > 0) {
-      if (!AwaitReturned(step, tag)) return false;
+      if (!Await(*view, &DeviceHeader::returned, step, tag)) return false;
       forward_.Combine(exchange_.Outputs(id_.value), mix_.data());
     }
   }

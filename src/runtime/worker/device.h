@@ -38,7 +38,8 @@ class Device {
   // The KV pool is resized. May run beside a step: no step uses chunks that are new, or that are gone.
   Status SetKvChunks(const std::vector<std::uint64_t>& offsets);
 
-  // Runs step `step` of the exchange. False if it was given up (aborted) on the way.
+  // Runs its part of step `step` of the exchange; one that the step takes in on its way has only the layers
+  // from there on. False if the step was given up (aborted).
   bool RunStep(std::uint32_t step);
 
   DeviceId id() const { return id_; }
@@ -52,9 +53,11 @@ class Device {
   };
 
   bool GivenUp(std::uint32_t step) const;
-  void ServeExperts(int ring, std::uint32_t step, int layer, const EpochExperts& experts);
-  bool AwaitDispatched(std::uint32_t step, std::uint32_t tag);
-  bool AwaitReturned(std::uint32_t step, std::uint32_t tag);
+  const EpochExperts& ExpertsOf(const StepView& view) const;
+  int CollectRows();  // of the plan: tokens_ and chunks_of_step_; returns how many
+  void ServeExperts(const StepView& view, int layer, const EpochExperts& experts);
+  // Until all members' `word` (dispatched or returned) has reached the tag; false: the step is given up.
+  bool Await(const StepView& view, SharedWord DeviceHeader::*word, std::uint32_t step, std::uint32_t tag);
   void Finish(std::uint32_t step);
   void SampleRows();
 
