@@ -265,15 +265,15 @@ EngineStats ElasticEngine::Stats() const {
 }
 
 void ElasticEngine::TakeInbox() {
-  std::deque<std::pair<core::GenerationRequest, Sink>> submitted;
-  std::deque<RequestId> cancelled;
+  taken_submitted_.clear();
+  taken_cancelled_.clear();
   {
     const std::scoped_lock lock(mutex_);
-    submitted.swap(submitted_);
-    cancelled.swap(cancelled_);
-    queued_ += submitted.size();
+    taken_submitted_.swap(submitted_);
+    taken_cancelled_.swap(cancelled_);
+    queued_ += taken_submitted_.size();
   }
-  for (auto& [request, sink] : submitted) {
+  for (auto& [request, sink] : taken_submitted_) {
     const RequestId id = request.id;
     sinks_[id] = std::move(sink);
     if (Status status = scheduler_->Add(std::move(request), Now()); !status) {
@@ -284,7 +284,7 @@ void ElasticEngine::TakeInbox() {
       events_.push_back(std::move(event));
     }
   }
-  for (const RequestId id : cancelled) scheduler_->Cancel(id, events_);
+  for (const RequestId id : taken_cancelled_) scheduler_->Cancel(id, events_);
 }
 
 void ElasticEngine::Deliver() {
@@ -439,9 +439,9 @@ bool ElasticEngine::AwaitStep(std::uint32_t step) {
   return true;
 }
 
-core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
-  core::StepResult result;
-  result.step = plan.step;
+void ElasticEngine::ReadStep(const core::StepPlan& plan) {
+  result_.step = plan.step;
+  result_.sequences.clear();
   for (const core::DevicePlan& device : plan.devices) {
     const LogprobRecord* sampled = exchange_->Sampled(device.device.value);
     const LogprobRecord* scores = exchange_->PromptScores(device.device.value);
@@ -457,10 +457,9 @@ core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
           one.prompt_logprobs.push_back(ReadLogprob(scores[row + r]));
       }
       row += sequence.rows;
-      result.sequences.push_back(std::move(one));
+      result_.sequences.push_back(std::move(one));
     }
   }
-  return result;
 }
 
 void ElasticEngine::RunStep(const core::StepPlan& plan) {
@@ -485,7 +484,8 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!fresh_.empty())
     for (const core::DevicePlan& device : plan.devices)
       if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
-  scheduler_->Complete(ReadStep(plan), Now(), events_);
+  ReadStep(plan);
+  scheduler_->Complete(result_, Now(), events_);
 }
 
 void ElasticEngine::CountStepTime() {

@@ -141,9 +141,9 @@ class ElasticEngine : public Engine {
   void WriteView(const core::Placement& placement, StepView& view) const;
   void BeginDevice(DeviceId id, std::uint32_t step) const;
   void WriteStep(const core::StepPlan& plan, std::uint32_t step);
-  bool AwaitStep(std::uint32_t step);  // false: given up
-  core::StepResult ReadStep(const core::StepPlan& plan);
-  void Deliver();  // events_ to their sinks
+  bool AwaitStep(std::uint32_t step);         // false: given up
+  void ReadStep(const core::StepPlan& plan);  // to result_
+  void Deliver();                             // events_ to their sinks
   Status RecoverWorkers();
   Status ReplaceHmm();
   Status FitMemory(HmmClient& hmm, const core::Placement& placement);  // domains and KV for its members
@@ -226,6 +226,10 @@ class ElasticEngine : public Engine {
   };
   std::vector<SlotState> slots_;
   std::map<RequestId, Sink> sinks_;
+  // Of the last boundary; kept for their memory.
+  std::vector<std::pair<core::GenerationRequest, Sink>> taken_submitted_;
+  std::vector<RequestId> taken_cancelled_;
+  core::StepResult result_;
   std::vector<core::TokenEvent> events_;  // in order; told once the next step has been started
   std::unique_ptr<KvMover> mover_;
   std::unique_ptr<HmmClient> step_hmm_;  // of the engine's thread, made when it is needed
@@ -239,8 +243,8 @@ class ElasticEngine : public Engine {
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable work_;
-  std::deque<std::pair<core::GenerationRequest, Sink>> submitted_;
-  std::deque<RequestId> cancelled_;
+  std::vector<std::pair<core::GenerationRequest, Sink>> submitted_;
+  std::vector<RequestId> cancelled_;
   EngineStats stats_;
   core::Placement published_placement_;
   std::vector<DomainStats> domains_;
