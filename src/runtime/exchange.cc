@@ -44,6 +44,8 @@ Exchange::Offsets Exchange::Layout(const ExchangeShape& shape) {
   o.routes = Take(area, rows * shape.top_k * sizeof(std::int32_t));
   o.activations = Take(area, rows * shape.hidden * shape.activation_bytes);
   o.outputs = Take(area, rows * shape.top_k * shape.hidden * sizeof(float));
+  o.head_inputs = Take(area, std::size_t{kHeadRows} * shape.hidden * shape.activation_bytes);
+  o.logits = Take(area, std::size_t{kHeadRows} * shape.vocab * sizeof(float));
   o.device_stride = (area + kAlignment - 1) / kAlignment * kAlignment;
   o.devices = Take(at, o.device_stride * shape.max_devices, kAlignment);
   o.total = at;
@@ -116,6 +118,13 @@ std::int32_t* Exchange::Routes(int device) const {
 }
 float* Exchange::Outputs(int device) const {
   return reinterpret_cast<float*>(DeviceArea(device) + offsets_.outputs);
+}
+
+std::byte* Exchange::HeadInputs(int device) const {
+  return DeviceArea(device) + offsets_.head_inputs;
+}
+float* Exchange::Logits(int device) const {
+  return reinterpret_cast<float*>(DeviceArea(device) + offsets_.logits);
 }
 
 void Exchange::BeginProgress() const {

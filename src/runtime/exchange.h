@@ -10,6 +10,8 @@
 // One step, for a rank with rows r and a rank e that owns experts they chose, layer by layer:
 //   r: writes activations + routing ─► r.dispatched = tag ─► e: computes into r.outputs ─► e.returned = tag
 //   ─► r: combines
+// and at the end once more, for the vocabulary head: of the rows that sample, each rank computes a part of
+// the logits.
 // A step may take another placement on its way: its views say who does what, `progress` from which layer on.
 // A tag numbers (step, layer) and only grows; a rank that has nothing to send or serve sets its last tag at
 // once. Written by one, read by others after the tag: no locks.
@@ -37,6 +39,7 @@ inline constexpr int kMaxDevices = 64;
 inline constexpr int kMaxReplicas = 4;
 inline constexpr int kPlacementRing = 4;  // epochs whose tables are kept
 inline constexpr std::uint32_t kNoSwitch = 0xffff;
+inline constexpr int kHeadRows = 32;   // of a device, whose logits are held at once; bounds the buffer
 inline constexpr int kMaxBias = 1024;  // logit_bias entries a request
 inline constexpr int kMaxBanned = 64;  // stop ids a request, with the model's eos ids
 
@@ -47,6 +50,7 @@ struct ExchangeShape {
   std::int32_t max_model_len = 0;  // tokens
   std::int32_t block_tokens = 0;
   std::int32_t hidden = 0;
+  std::int32_t vocab = 0;
   std::int32_t top_k = 0;
   std::int32_t moe_layers = 0;
   std::int32_t experts = 0;
@@ -86,6 +90,7 @@ struct DeviceHeader {
   std::atomic<std::uint64_t> expert_rows;  // since start: load of this device's experts
   std::int32_t entry_count;
   std::int32_t row_count;
+  std::int32_t head_rows;            // whose logits all members compute together
   std::int64_t begin_ns, end_ns;     // of the last step, on the host's monotonic clock
   std::int64_t compute_ns, wait_ns;  // of the last step
 };
@@ -162,14 +167,17 @@ class Exchange {
   std::byte* Activations(int device) const;       // [max_rows, hidden] of activation_bytes
   std::int32_t* Routes(int device) const;         // [max_rows, top_k]
   float* Outputs(int device) const;               // [max_rows, top_k, hidden]
+  std::byte* HeadInputs(int device) const;        // [kHeadRows, hidden] of activation_bytes
+  float* Logits(int device) const;                // [kHeadRows, vocab]
 
  private:
   struct Offsets {
     std::size_t tables = 0, table_stride = 0, history = 0, history_stride = 0, sampling = 0, placements = 0,
                 placement_stride = 0, expert_rows = 0;
     std::size_t devices = 0, device_stride = 0;
-    std::size_t plan = 0, sampled = 0, scores = 0, activations = 0, routes = 0,
-                outputs = 0;  // within a device
+    // Within a device:
+    std::size_t plan = 0, sampled = 0, scores = 0, activations = 0, routes = 0, outputs = 0, head_inputs = 0,
+                logits = 0;
     std::size_t total = 0;
   };
   static Offsets Layout(const ExchangeShape& shape);
@@ -182,9 +190,9 @@ class Exchange {
   Offsets offsets_;
 };
 
-// Tags of a step: layer l of step s. Compared by wrapping difference.
+// Tags of a step: MoE layer l of step s, the head as layer `moe_layers`. Compared by wrapping difference.
 inline std::uint32_t LayerTag(std::uint32_t step, int moe_layers, int layer) {
-  return step * static_cast<std::uint32_t>(moe_layers + 1) + static_cast<std::uint32_t>(layer) + 1;
+  return step * static_cast<std::uint32_t>(moe_layers + 2) + static_cast<std::uint32_t>(layer) + 1;
 }
 inline bool Reached(std::uint32_t value, std::uint32_t tag) {
   return static_cast<std::int32_t>(value - tag) >= 0;

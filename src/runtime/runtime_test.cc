@@ -101,7 +101,7 @@ TEST(Tags, OnlyGrowAndWrap) {
 }
 
 TEST(Exchange, AttachedAgainShowsTheSameTables) {
-  ExchangeShape shape{3, 8, 4, 64, 16, 32, 2, 2, 6, 2};
+  ExchangeShape shape{3, 8, 4, 64, 16, 32, 100, 2, 2, 6, 2};
   auto exchange = Exchange::Create(shape);
   ASSERT_TRUE(exchange);
   core::Placement placement = core::EvenPlacement(Epoch(5), {DeviceId(0), DeviceId(2)}, 2, 6);
@@ -119,7 +119,7 @@ TEST(Exchange, AttachedAgainShowsTheSameTables) {
 }
 
 TEST(Exchange, AStepTakesItsSecondViewFromALayerThatNobodyHasEntered) {
-  const auto exchange = Exchange::Create({3, 8, 4, 64, 16, 32, 2, 4, 6, 2});
+  const auto exchange = Exchange::Create({3, 8, 4, 64, 16, 32, 100, 2, 4, 6, 2});
   ASSERT_TRUE(exchange);
   exchange->header().views[0] = {5, 1, 2, {0, 2}};
   exchange->header().views[1] = {6, 2, 2, {2, 1}};
@@ -141,7 +141,7 @@ TEST(Exchange, AStepTakesItsSecondViewFromALayerThatNobodyHasEntered) {
 
 TEST(Exchange, AllDevicesAgreeOnTheViewOfALayer) {
   constexpr int kLayers = 500, kDevices = 3;
-  const auto exchange = Exchange::Create({kDevices, 8, 4, 64, 16, 32, 2, kLayers, 6, 2});
+  const auto exchange = Exchange::Create({kDevices, 8, 4, 64, 16, 32, 100, 2, kLayers, 6, 2});
   ASSERT_TRUE(exchange);
   int switched = 0;
   for (int round = 0; round < 50; ++round) {

@@ -65,6 +65,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   shape.max_model_len = options_.max_model_len;
   shape.block_tokens = compute::kBlockTokens;
   shape.hidden = spec.hidden;
+  shape.vocab = spec.vocab;
   shape.top_k = spec.moe.top_k;
   shape.moe_layers = moe_layers_;
   shape.experts = spec.moe.experts;

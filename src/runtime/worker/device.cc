@@ -1,6 +1,7 @@
 #include "runtime/worker/device.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -10,8 +11,8 @@
 namespace elasticmoe::runtime {
 namespace {
 
-// Logits of so many rows are held at once; bounds the buffer, not the step.
-constexpr int kLogitRows = 32;
+// Sharing the head costs a wait for all; one of fewer weights is read sooner than that.
+constexpr std::size_t kSharedHead = std::size_t{1} << 21;
 
 }  // namespace
 
@@ -192,6 +193,7 @@ bool Device::RunStep(std::uint32_t step) {
   const int first_served = joins ? exchange_.SwitchLayer() : 0;
 
   const int rows = CollectRows();
+  // Of the last layer: the head has a tag of its own, since all members take part there.
   const std::uint32_t last_tag = LayerTag(step, shape.moe_layers, shape.moe_layers - 1);
   if (rows == 0) mine.dispatched.Set(last_tag);
   if (experts->owned == 0) mine.returned.Set(last_tag);
@@ -232,6 +234,9 @@ bool Device::RunStep(std::uint32_t step) {
       forward_.Combine(exchange_.Outputs(id_.value), mix_.data());
     }
   }
+  CollectWanted();
+  mine.head_rows = 0;
+  if (std::size_t(spec_.vocab) * spec_.hidden >= kSharedHead && !ShareHead(step)) return false;
   if (GivenUp(step)) return false;
   if (rows > 0) SampleRows();
   mine.wait_ns = wait_ns_;
@@ -242,52 +247,91 @@ bool Device::RunStep(std::uint32_t step) {
   return true;
 }
 
-void Device::SampleRows() {
-  const int vocab = spec_.vocab;
-  // (plan entry, row of the step, index of the row within its entry) for each row whose logits are wanted.
-  struct Wanted {
-    int entry, row, within;
-  };
-  std::vector<Wanted> wanted;
+void Device::CollectWanted() {
+  wanted_.clear();
   for (int i = 0, row = 0; i < exchange_.device(id_.value).entry_count; ++i) {
     const PlanEntry& entry = exchange_.Plan(id_.value)[i];
     for (int within = 0; within < entry.rows; ++within, ++row) {
       const bool last = within + 1 == entry.rows;
-      if (entry.score_prompt || (last && entry.sample)) wanted.push_back({i, row, within});
+      if (entry.score_prompt || (last && entry.sample)) wanted_.push_back({i, row, within});
     }
   }
-  logits_.resize(std::size_t(kLogitRows) * vocab);
-  std::vector<int> which;
-  for (std::size_t begin = 0; begin < wanted.size(); begin += kLogitRows) {
-    const std::size_t count = std::min<std::size_t>(kLogitRows, wanted.size() - begin);
-    which.clear();
-    for (std::size_t i = 0; i < count; ++i) which.push_back(wanted[begin + i].row);
-    forward_.Logits(shared_, which, logits_.data());
+}
+
+// The head is read once a step by all together rather than by each: a member computes its part of the
+// vocabulary for the rows of all.
+bool Device::ShareHead(std::uint32_t step) {
+  const ExchangeHeader& header = exchange_.header();
+  const ExchangeShape& shape = exchange_.shape();
+  DeviceHeader& mine = exchange_.device(id_.value);
+  const std::uint32_t tag = LayerTag(step, shape.moe_layers, shape.moe_layers);
+  const std::size_t row_bytes = std::size_t(shape.hidden) * shape.activation_bytes;
+  if (wanted_.size() <= kHeadRows) mine.head_rows = static_cast<int>(wanted_.size());
+  which_.clear();
+  for (int i = 0; i < mine.head_rows; ++i) which_.push_back(wanted_[i].row);
+  forward_.HeadInput(shared_, which_, exchange_.HeadInputs(id_.value));
+  mine.dispatched.Set(tag);
+  // Rows are with members of the first view only. Once they are here, no layer is left to switch at.
+  if (!Await(header.views[0], &DeviceHeader::dispatched, step, tag)) return false;
+  const StepView& view = header.views[exchange_.SwitchLayer() < shape.moe_layers ? 1 : 0];
+  const auto members = view.Members();
+  const auto part = std::find(members.begin(), members.end(), id_.value) - members.begin();
+  if (part == view.member_count) return true;  // it has left on the way
+  // Side by side, as kernels like them: little to copy for what is computed of it.
+  head_in_.clear();
+  head_out_.clear();
+  head_rows_.resize(header.views[0].member_count * kHeadRows * row_bytes);
+  for (const std::int32_t source : header.views[0].Members()) {
+    const int rows = exchange_.device(source).head_rows;
+    std::memcpy(head_rows_.data() + head_in_.size() * row_bytes, exchange_.HeadInputs(source),
+                rows * row_bytes);
+    for (int row = 0; row < rows; ++row) {
+      head_in_.push_back(head_rows_.data() + head_in_.size() * row_bytes);
+      head_out_.push_back(exchange_.Logits(source) + std::size_t(row) * shape.vocab);
+    }
+  }
+  forward_.HeadPart(shared_, head_in_, head_out_, static_cast<int>(part), view.member_count);
+  mine.returned.Set(tag);
+  return mine.head_rows == 0 || Await(view, &DeviceHeader::returned, step, tag);
+}
+
+void Device::SampleRows() {
+  const std::size_t vocab = static_cast<std::size_t>(spec_.vocab);
+  float* logits = exchange_.Logits(id_.value);
+  const bool shared = exchange_.device(id_.value).head_rows > 0;  // they are there already
+  for (std::size_t begin = 0; begin < wanted_.size(); begin += kHeadRows) {
+    const std::size_t count = std::min<std::size_t>(kHeadRows, wanted_.size() - begin);
+    if (!shared) {
+      which_.clear();
+      for (std::size_t i = 0; i < count; ++i) which_.push_back(wanted_[begin + i].row);
+      forward_.Logits(shared_, which_, logits);
+    }
     threads_.Run(static_cast<int>(count), [&](int i) {
-      const Wanted& want = wanted[begin + i];
-      const PlanEntry& entry = exchange_.Plan(id_.value)[want.entry];
-      const SlotSampling& slot = exchange_.Sampling(entry.table_slot);
-      const std::int32_t* history = exchange_.TokenHistory(entry.table_slot);
-      const std::span<float> logits(logits_.data() + std::size_t(i) * vocab, vocab);
-      const int position = entry.start_position + want.within;  // of this row; it predicts position + 1
-      if (entry.score_prompt && position + 1 < slot.prompt_tokens)
-        WriteLogprob(compute::Score(logits, history[position + 1], slot.prompt_logprobs),
-                     exchange_.PromptScores(id_.value)[want.row]);
-      if (entry.sample && want.within + 1 == entry.rows) {
-        const core::SamplingParams params = ReadSampling(slot);
-        const int next = position + 1;
-        compute::SampleInput input;
-        input.logits = logits;
-        input.params = &params;
-        if (next - slot.prompt_tokens < slot.min_tokens)
-          input.banned = {slot.banned, std::size_t(slot.banned_count)};
-        input.prompt = {history, std::size_t(slot.prompt_tokens)};
-        input.generated = {history + slot.prompt_tokens, std::size_t(next - slot.prompt_tokens)};
-        input.position = next;
-        WriteLogprob(compute::Sample(input), exchange_.Sampled(id_.value)[want.entry]);
-      }
+      SampleRow(wanted_[begin + i], {logits + std::size_t(i) * vocab, vocab});
     });
   }
+}
+
+void Device::SampleRow(const Wanted& want, std::span<float> logits) {
+  const PlanEntry& entry = exchange_.Plan(id_.value)[want.entry];
+  const SlotSampling& slot = exchange_.Sampling(entry.table_slot);
+  const std::int32_t* history = exchange_.TokenHistory(entry.table_slot);
+  const int position = entry.start_position + want.within;  // of this row; it predicts position + 1
+  if (entry.score_prompt && position + 1 < slot.prompt_tokens)
+    WriteLogprob(compute::Score(logits, history[position + 1], slot.prompt_logprobs),
+                 exchange_.PromptScores(id_.value)[want.row]);
+  if (!entry.sample || want.within + 1 != entry.rows) return;
+  const core::SamplingParams params = ReadSampling(slot);
+  const int next = position + 1;
+  compute::SampleInput input;
+  input.logits = logits;
+  input.params = &params;
+  if (next - slot.prompt_tokens < slot.min_tokens)
+    input.banned = {slot.banned, std::size_t(slot.banned_count)};
+  input.prompt = {history, std::size_t(slot.prompt_tokens)};
+  input.generated = {history + slot.prompt_tokens, std::size_t(next - slot.prompt_tokens)};
+  input.position = next;
+  WriteLogprob(compute::Sample(input), exchange_.Sampled(id_.value)[want.entry]);
 }
 
 void Device::Finish(std::uint32_t step) {

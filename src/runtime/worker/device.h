@@ -58,8 +58,15 @@ class Device {
   void ServeExperts(const StepView& view, int layer, const EpochExperts& experts);
   // Until all members' `word` (dispatched or returned) has reached the tag; false: the step is given up.
   bool Await(const StepView& view, SharedWord DeviceHeader::*word, std::uint32_t step, std::uint32_t tag);
+  // A row of the step whose logits are wanted.
+  struct Wanted {
+    int entry, row, within;  // plan entry, row of the step, index of the row within its entry
+  };
+  void CollectWanted();
+  bool ShareHead(std::uint32_t step);  // false: the step is given up
   void Finish(std::uint32_t step);
   void SampleRows();
+  void SampleRow(const Wanted& want, std::span<float> logits);
 
   DeviceId id_;
   const core::ModelSpec& spec_;
@@ -86,7 +93,11 @@ class Device {
   std::vector<std::byte> scratch_;
   std::vector<std::vector<compute::ExpertRow>> rows_by_expert_;
   std::vector<compute::ExpertBatch> batches_;
-  std::vector<float> logits_;
+  std::vector<Wanted> wanted_;
+  std::vector<int> which_;
+  std::vector<std::byte> head_rows_;
+  std::vector<const void*> head_in_;
+  std::vector<float*> head_out_;
   std::int64_t wait_ns_ = 0;
 };
 
