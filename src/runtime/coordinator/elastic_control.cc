@@ -398,6 +398,8 @@ bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
   for (const DeviceId member : placement.members())
     if (placement_.RankOf(member) < 0) BeginDevice(member, header.step);
   if (!exchange_->SwitchView()) return false;
+  LogInfo("epoch {} serves from layer {} of step {} on", placement.epoch(), exchange_->SwitchLayer(),
+          header.step);
   for (const DeviceId member : placement.members())
     if (placement_.RankOf(member) < 0) exchange_->device(member.value).go.Set(header.step);
   rebalance_ = true;
