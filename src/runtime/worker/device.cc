@@ -12,7 +12,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 // Sharing the head costs a wait for all; one of fewer weights is read sooner than that.
-constexpr std::size_t kSharedHead = std::size_t{1} << 21;
+constexpr std::size_t kSharedHead = std::size_t{1} << 20;
 
 }  // namespace
 
