@@ -15,10 +15,6 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr int kSpins = 1000;  // ~40 us: a few layers' wait, far below a scheduler slice
-// Where a core is free, the engine is awake before a step ends: so long before the usual time, and a little
-// longer after it.
-constexpr TimeNs kAwakeBefore = 100'000;
-constexpr int kEngineSpins = 5000;  // ~200 us
 
 }  // namespace
 
@@ -166,7 +162,6 @@ std::vector<core::SchedulerDevice> ElasticEngine::SchedulerDevices() const {
 void ElasticEngine::UpdateSpin() {
   const auto threads = static_cast<int>(placement_.members().size()) * options_.threads_per_device;
   exchange_->header().spin = threads <= cpus_ ? kSpins : 0;
-  engine_spins_ = threads < cpus_ ? kEngineSpins : 0;
 }
 
 Status ElasticEngine::AttachAll() {
@@ -415,12 +410,8 @@ bool ElasticEngine::AwaitStep(std::uint32_t step) {
       return exchange_->device(device).finished_step.load(std::memory_order_acquire) == step;
     });
   };
-  if (engine_spins_ > 0 && usual_step_ns_ > kAwakeBefore) {
-    const std::uint32_t seen = header.finish.value.load(std::memory_order_acquire);
-    if (!finished() && !early_task_) SleepWhileEqual(header.finish, seen, usual_step_ns_ - kAwakeBefore);
-  }
   while (!WaitFor(
-      header.finish, {engine_spins_}, [&](std::uint32_t) { return finished(); },
+      header.finish, {0}, [&](std::uint32_t) { return finished(); },
       [&] { return death_.load() || early_task_.load() || Now() > deadline; })) {
     if (finished()) return true;
     if (early_task_.exchange(false) && !death_) {
@@ -506,7 +497,6 @@ void ElasticEngine::CountStepTime() {
     end = std::max(end, device.end_ns);
   }
   step_ns_ += end - begin;
-  usual_step_ns_ += (end - begin - usual_step_ns_) / 4;
   if (devices_ended_ != 0) between_steps_ns_ += std::max<TimeNs>(begin - devices_ended_, 0);
   devices_ended_ = end;
 }

@@ -240,8 +240,6 @@ class ElasticEngine : public Engine {
   std::uint64_t steps_ = 0, recoveries_ = 0;
   TimeNs devices_ended_ = 0;  // when they ended the step before; 0 = nothing was to be done since
   TimeNs step_ns_ = 0, between_steps_ns_ = 0;
-  TimeNs usual_step_ns_ = 0;  // a moving mean
-  int engine_spins_ = 0;      // while it waits for a step's end
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable work_;
