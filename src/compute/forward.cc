@@ -304,16 +304,34 @@ void Forward::Combine(const float* outputs, const float* mix) {
   });
 }
 
+void Forward::HeadInput(const SharedWeights& weights, std::span<const int> which, void* out) {
+  const std::size_t row_bytes = std::size_t(spec_.hidden) * kernels_.activation_bytes;
+  for (std::size_t i = 0; i < which.size(); ++i) {
+    float* normed = &projected_[i * spec_.hidden];
+    RmsNorm(weights.final_norm, spec_.rms_eps, spec_.hidden, &residual_[std::size_t(which[i]) * spec_.hidden],
+            normed);
+    kernels_.to_activation(normed, spec_.hidden, static_cast<std::byte*>(out) + i * row_bytes);
+  }
+}
+
+void Forward::HeadPart(const SharedWeights& weights, std::span<const void* const> in,
+                       std::span<float* const> out, int part, int parts) {
+  const PackedMatrix& head = weights.lm_head;
+  const int rows = static_cast<int>(in.size()), panels = PanelsOf(head.n);
+  const int begin = static_cast<int>(std::int64_t{panels} * part / parts);
+  const int end = static_cast<int>(std::int64_t{panels} * (part + 1) / parts);
+  if (rows == 0 || begin == end) return;
+  const int least = static_cast<int>(kPieceBytes / CostOf(1, head.k, rows)) + 1;
+  Split(end - begin, least, [&](int first, int last) {
+    kernels_.matmul(head, in.data(), rows, begin + first, begin + last, out.data());
+  });
+}
+
 void Forward::Logits(const SharedWeights& weights, std::span<const int> which, float* logits) {
   const int count = static_cast<int>(which.size());
   EM_CHECK(count <= max_rows_);
+  HeadInput(weights, which, activations_.data());
   const std::size_t row_bytes = std::size_t(spec_.hidden) * kernels_.activation_bytes;
-  for (int i = 0; i < count; ++i) {
-    RmsNorm(weights.final_norm, spec_.rms_eps, spec_.hidden, &residual_[std::size_t(which[i]) * spec_.hidden],
-            &projected_[std::size_t(i) * spec_.hidden]);
-    kernels_.to_activation(&projected_[std::size_t(i) * spec_.hidden], spec_.hidden,
-                           activations_.data() + i * row_bytes);
-  }
   Matmul(weights.lm_head, activations_.data(), row_bytes, count, logits);
 }
 

@@ -64,6 +64,14 @@ class Forward {
   // Final norm and head of the given rows: logits float32 [which.size(), vocab].
   void Logits(const SharedWeights& weights, std::span<const int> which, float* logits);
 
+  // The same in two, so that several devices may each compute a part of the vocabulary: the given rows' input
+  // of the head [which.size(), hidden] in activation format, and part `part` of `parts` of its outputs: in[i]
+  // one row's input, out[i] its logits [vocab], of which that part is written. The second needs no rows of
+  // its own.
+  void HeadInput(const SharedWeights& weights, std::span<const int> which, void* out);
+  void HeadPart(const SharedWeights& weights, std::span<const void* const> in, std::span<float* const> out,
+                int part, int parts);
+
   int Rows() const { return rows_; }
 
  private:

@@ -37,6 +37,10 @@ struct EngineStats {
   double kv_usage = 0.0;  // share of KV blocks in use, 0..1
   std::uint64_t kv_blocks = 0;
   std::uint64_t steps = 0;
+  // The devices' time in steps, and from a step's end to the begin of the one that was waiting to follow it:
+  // what the engine costs.
+  std::int64_t step_ns = 0;
+  std::int64_t between_steps_ns = 0;
   std::uint64_t preemptions = 0;
   std::uint64_t prefix_queries = 0;  // tokens looked up in the prefix cache
   std::uint64_t prefix_hits = 0;     // tokens found there

@@ -12,7 +12,7 @@
 namespace elasticmoe::runtime {
 namespace {
 
-constexpr std::uint64_t kMagic = 0x31'45'6f'4d'63'69'74'73;  // also the layout's version
+constexpr std::uint64_t kMagic = 0x32'45'6f'4d'63'69'74'73;  // also the layout's version
 constexpr std::size_t kAlignment = 4096;                     // areas of different devices share no page
 
 std::size_t Take(std::size_t& at, std::size_t bytes, std::size_t alignment = 64) {
@@ -44,6 +44,8 @@ Exchange::Offsets Exchange::Layout(const ExchangeShape& shape) {
   o.routes = Take(area, rows * shape.top_k * sizeof(std::int32_t));
   o.activations = Take(area, rows * shape.hidden * shape.activation_bytes);
   o.outputs = Take(area, rows * shape.top_k * shape.hidden * sizeof(float));
+  o.head_inputs = Take(area, std::size_t{kHeadRows} * shape.hidden * shape.activation_bytes);
+  o.logits = Take(area, std::size_t{kHeadRows} * shape.vocab * sizeof(float));
   o.device_stride = (area + kAlignment - 1) / kAlignment * kAlignment;
   o.devices = Take(at, o.device_stride * shape.max_devices, kAlignment);
   o.total = at;
@@ -116,6 +118,51 @@ std::int32_t* Exchange::Routes(int device) const {
 }
 float* Exchange::Outputs(int device) const {
   return reinterpret_cast<float*>(DeviceArea(device) + offsets_.outputs);
+}
+
+std::byte* Exchange::HeadInputs(int device) const {
+  return DeviceArea(device) + offsets_.head_inputs;
+}
+float* Exchange::Logits(int device) const {
+  return reinterpret_cast<float*>(DeviceArea(device) + offsets_.logits);
+}
+
+void Exchange::BeginProgress() const {
+  header().progress.store(kNoSwitch << 16, std::memory_order_relaxed);
+}
+
+int Exchange::EnterLayer(int layer) const {
+  const auto mine = static_cast<std::uint32_t>(layer);
+  std::atomic<std::uint32_t>& progress = header().progress;
+  std::uint32_t now = progress.load(std::memory_order_acquire);
+  while ((now & 0xffff) <= mine &&
+         !progress.compare_exchange_weak(now, (now & 0xffff'0000) | (mine + 1), std::memory_order_acq_rel)) {
+  }
+  return mine >= now >> 16 ? 1 : 0;
+}
+
+bool Exchange::SwitchView() const {
+  std::atomic<std::uint32_t>& progress = header().progress;
+  std::uint32_t now = progress.load(std::memory_order_acquire);
+  do {
+    const std::uint32_t entered = now & 0xffff;
+    if (now >> 16 != kNoSwitch || entered >= static_cast<std::uint32_t>(shape().moe_layers)) return false;
+    if (progress.compare_exchange_weak(now, entered << 16 | entered, std::memory_order_acq_rel)) return true;
+  } while (true);
+}
+
+int Exchange::SwitchLayer() const {
+  const std::uint32_t layer = header().progress.load(std::memory_order_acquire) >> 16;
+  return layer == kNoSwitch ? shape().moe_layers : static_cast<int>(layer);
+}
+
+std::vector<std::int32_t> Exchange::Participants() const {
+  const StepView& first = header().views[0];
+  std::vector<std::int32_t> all(first.Members().begin(), first.Members().end());
+  if (SwitchLayer() == shape().moe_layers) return all;
+  for (const std::int32_t member : header().views[1].Members())
+    if (!first.Has(DeviceId(member))) all.push_back(member);
+  return all;
 }
 
 void Exchange::WritePlacement(int ring_index, const core::Placement& placement) const {

@@ -101,7 +101,7 @@ TEST(Tags, OnlyGrowAndWrap) {
 }
 
 TEST(Exchange, AttachedAgainShowsTheSameTables) {
-  ExchangeShape shape{3, 8, 4, 64, 16, 32, 2, 2, 6, 2};
+  ExchangeShape shape{3, 8, 4, 64, 16, 32, 100, 2, 2, 6, 2};
   auto exchange = Exchange::Create(shape);
   ASSERT_TRUE(exchange);
   core::Placement placement = core::EvenPlacement(Epoch(5), {DeviceId(0), DeviceId(2)}, 2, 6);
@@ -116,6 +116,53 @@ TEST(Exchange, AttachedAgainShowsTheSameTables) {
       EXPECT_EQ(again->OwnerFor(1, 1, expert, rank), placement.OwnerFor(1, expert, rank).value);
   const Fd other = *CreateMemory("other", 1 << 20, PageKind::kSmall);
   EXPECT_FALSE(Exchange::Attach(::fcntl(other.get(), F_DUPFD_CLOEXEC, 0)));
+}
+
+TEST(Exchange, AStepTakesItsSecondViewFromALayerThatNobodyHasEntered) {
+  const auto exchange = Exchange::Create({3, 8, 4, 64, 16, 32, 100, 2, 4, 6, 2});
+  ASSERT_TRUE(exchange);
+  exchange->header().views[0] = {5, 1, 2, {0, 2}};
+  exchange->header().views[1] = {6, 2, 2, {2, 1}};
+  exchange->BeginProgress();
+  EXPECT_EQ(exchange->EnterLayer(0), 0);
+  EXPECT_EQ(exchange->EnterLayer(1), 0);
+  EXPECT_EQ(exchange->Participants(), (std::vector<std::int32_t>{0, 2}));
+  EXPECT_EQ(exchange->SwitchLayer(), 4);
+  EXPECT_TRUE(exchange->SwitchView());
+  EXPECT_EQ(exchange->SwitchLayer(), 2);
+  EXPECT_FALSE(exchange->SwitchView()) << "once a step";
+  EXPECT_EQ(exchange->EnterLayer(1), 0) << "who comes late sees what the first one saw";
+  EXPECT_EQ(exchange->EnterLayer(2), 1);
+  EXPECT_EQ(exchange->Participants(), (std::vector<std::int32_t>{0, 2, 1}));
+  exchange->BeginProgress();
+  EXPECT_EQ(exchange->EnterLayer(3), 0);
+  EXPECT_FALSE(exchange->SwitchView()) << "too late";
+}
+
+TEST(Exchange, AllDevicesAgreeOnTheViewOfALayer) {
+  constexpr int kLayers = 500, kDevices = 3;
+  const auto exchange = Exchange::Create({kDevices, 8, 4, 64, 16, 32, 100, 2, kLayers, 6, 2});
+  ASSERT_TRUE(exchange);
+  int switched = 0;
+  for (int round = 0; round < 50; ++round) {
+    exchange->BeginProgress();
+    std::vector<std::vector<int>> seen(kDevices);
+    bool done = false;
+    {
+      std::vector<std::jthread> devices;
+      for (int device = 0; device < kDevices; ++device)
+        devices.emplace_back([&, device] {
+          for (int layer = 0; layer < kLayers; ++layer) seen[device].push_back(exchange->EnterLayer(layer));
+        });
+      done = exchange->SwitchView();
+    }
+    switched += done;
+    const int first = exchange->SwitchLayer();
+    EXPECT_EQ(first < kLayers, done);
+    for (const std::vector<int>& views : seen)
+      for (int layer = 0; layer < kLayers; ++layer) ASSERT_EQ(views[layer], layer >= first) << layer;
+  }
+  EXPECT_GT(switched, 0);
 }
 
 TEST(Exchange, SamplingSurvivesTheTrip) {

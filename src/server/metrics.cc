@@ -216,6 +216,10 @@ std::string Metrics::Page(const runtime::EngineStats& stats, int connections) co
   add("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.", kCounter,
       number(stats.prefix_hits));
   add("elasticmoe_engine_steps_total", "Steps of the engine.", kCounter, number(stats.steps));
+  add("elasticmoe_engine_step_seconds_total", "Time in steps, first device's begin to last device's end.",
+      kCounter, number(stats.step_ns) / 1e9);
+  add("elasticmoe_engine_between_steps_seconds_total", "Time between steps while there were more to run.",
+      kCounter, number(stats.between_steps_ns) / 1e9);
   add("elasticmoe_placement_epoch", "Number of the placement that serves.", kGauge, number(stats.epoch));
   add("elasticmoe_recoveries_total", "Workers replaced after they died.", kCounter, number(stats.recoveries));
   add("elasticmoe_http_connections", "Open HTTP connections.", kGauge, connections);

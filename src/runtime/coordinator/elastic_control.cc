@@ -16,8 +16,8 @@ namespace {
 
 constexpr std::chrono::milliseconds kPoll{2};
 constexpr std::chrono::seconds kMovePatience{2};  // without any sequence that leaves
-constexpr std::uint64_t kFirstKvPart = 8;         // a new device starts with so small a part of its KV memory
-constexpr std::uint64_t kFirstKvPartOfDomain = 4;  // where others' memory is of no use to it
+// A new device in a domain of its own starts with so small a part of its KV memory.
+constexpr std::uint64_t kFirstKvPart = 4;
 
 }  // namespace
 
@@ -56,12 +56,16 @@ Status ElasticEngine::Traced(std::string name, std::string lane, Json args,
   return status;
 }
 
-Status ElasticEngine::BetweenSteps(const std::function<Status()>& task) {
+Status ElasticEngine::BetweenSteps(const std::function<Status()>& task, const std::function<bool()>& early) {
   std::unique_lock lock(mutex_);
   if (stopping_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
-  Task entry{&task, {}, false};
+  Task entry{&task, &early, {}};
   tasks_.push_back(&entry);
   work_.notify_one();
+  if (early) {
+    early_task_ = true;
+    exchange_->header().finish.Increment();  // where the engine sleeps while a step runs
+  }
   task_done_.wait(lock, [&] { return entry.done; });
   return entry.status;
 }
@@ -78,6 +82,20 @@ void ElasticEngine::RunTasks(bool run) {
     task->done = true;
     task_done_.notify_all();
   }
+}
+
+// The first in the queue, if it can be done while the step runs; else it waits for the step's end.
+void ElasticEngine::RunEarlyTask() {
+  Task* task = nullptr;
+  {
+    const std::scoped_lock lock(mutex_);
+    if (!tasks_.empty() && *tasks_.front()->early) task = tasks_.front();
+  }
+  if (task == nullptr || !(*task->early)()) return;
+  const std::scoped_lock lock(mutex_);
+  tasks_.pop_front();  // only this thread takes from the queue
+  task->done = true;
+  task_done_.notify_all();
 }
 
 // ---------------------------------------------------------------- facts
@@ -319,13 +337,16 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
   const std::uint64_t all_experts = std::uint64_t(moe_layers_) * checkpoint_.spec.moe.experts;
   for (const DeviceId member : placement.members()) {
     if (instances_->PidOf(member) > 0) continue;
-    // A device brings its KV memory along, most of it later: clearing it takes time.
-    const std::uint64_t wanted = KvChunksWanted(all_experts);
-    const std::uint64_t first = std::max<std::uint64_t>(
-        1, wanted / (options_.domain_per_device ? kFirstKvPartOfDomain : kFirstKvPart));
+    // A device brings its KV memory along, most of it later: clearing it takes time. Inside a domain all of
+    // it: the pool is everybody's.
     const std::string lane = fmt::format("device {}", member);
-    EM_RETURN_IF_ERROR(Traced("KV memory", lane, {{"chunks", first}},
-                              [&] { return SetKv(member, std::max(first, kv_chunks_of_[member])); }));
+    const std::uint64_t held = kv_chunks_of_[member];
+    if (options_.domain_per_device) {
+      const std::uint64_t chunks =
+          std::max({held, std::uint64_t{1}, KvChunksWanted(all_experts) / kFirstKvPart});
+      EM_RETURN_IF_ERROR(
+          Traced("KV memory", lane, {{"chunks", chunks}}, [&] { return SetKv(member, chunks); }));
+    }
     EM_RETURN_IF_ERROR(Traced("attach", lane, {}, [&] { return instances_->Attach(member, memory_); }));
   }
   Rewatch();
@@ -337,31 +358,68 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
   return {};
 }
 
+Status ElasticEngine::CheckCommit(const core::Placement& placement) const {
+  if (!prepared_ || prepared_->epoch() != placement.epoch())
+    return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared", placement.epoch());
+  for (const DeviceId member : placement_.members())
+    if (placement.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
+      return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: device {} still has {} sequences",
+                  placement.epoch(), member, scheduler_->SequencesOn(member));
+  return {};
+}
+
+void ElasticEngine::TakePlacement(const core::Placement& placement) {
+  for (const DeviceId member : placement.members())
+    if (placement_.RankOf(member) < 0) fresh_.insert(member);
+  placement_ = placement;
+  prepared_.reset();
+  std::erase_if(leaving_, [&](DeviceId device) { return placement_.RankOf(device) < 0; });
+  scheduler_->SetDevices(SchedulerDevices());
+  UpdatePids();
+  PublishSettled();
+  PublishStats();
+}
+
+// The step that runs takes the placement from the first layer on that nobody has entered: its rows stay where
+// they are, experts are asked for where they are now. New members join it there. Not possible where a
+// device would have to take part that has nothing to do so far (it does not keep step with the others), or
+// one that leaves has rows.
+bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
+  const std::scoped_lock lock(instances_mutex_);
+  if (!CheckCommit(placement)) return false;  // said between the steps
+  ExchangeHeader& header = exchange_->header();
+  for (const DeviceId member : placement_.members()) {
+    const int rows = exchange_->device(member.value).row_count;
+    const bool stays = placement.RankOf(member) >= 0;
+    if (stays ? rows == 0 && placement_.ExpertsOn(member) == 0 : rows > 0) return false;
+  }
+  if (header.views[0].epoch != placement_.epoch().value) return false;  // it has switched before
+  WriteView(placement, header.views[1]);
+  for (const DeviceId member : placement.members())
+    if (placement_.RankOf(member) < 0) BeginDevice(member, header.step);
+  if (!exchange_->SwitchView()) return false;
+  LogInfo("epoch {} serves from layer {} of step {} on", placement.epoch(), exchange_->SwitchLayer(),
+          header.step);
+  for (const DeviceId member : placement.members())
+    if (placement_.RankOf(member) < 0) exchange_->device(member.value).go.Set(header.step);
+  rebalance_ = true;
+  TakePlacement(placement);
+  return true;
+}
+
 Status ElasticEngine::Commit(const core::Placement& placement) {
-  EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
-    const std::scoped_lock lock(instances_mutex_);
-    if (placement_.epoch() == placement.epoch()) return {};  // asked twice
-    if (!prepared_ || prepared_->epoch() != placement.epoch())
-      return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared",
-                  placement.epoch());
-    for (const DeviceId member : placement_.members())
-      if (placement.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
-        return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: device {} still has {} sequences",
-                    placement.epoch(), member, scheduler_->SequencesOn(member));
-    for (const DeviceId member : placement.members())
-      if (placement_.RankOf(member) < 0) fresh_.insert(member);
-    placement_ = placement;
-    prepared_.reset();
-    std::erase_if(leaving_, [&](DeviceId device) { return placement_.RankOf(device) < 0; });
-    UpdateKvBlocks();
-    scheduler_->SetDevices(SchedulerDevices());
-    StartMoves(scheduler_->Rebalance());
-    UpdatePids();
-    UpdateSpin();
-    PublishSettled();
-    PublishStats();
-    return {};
-  }));
+  if (PlacementNow().epoch() == placement.epoch()) return {};  // asked twice
+  EM_RETURN_IF_ERROR(BetweenSteps(
+      [&]() -> Status {
+        const std::scoped_lock lock(instances_mutex_);
+        EM_RETURN_IF_ERROR(CheckCommit(placement));
+        UpdateKvBlocks();
+        TakePlacement(placement);
+        StartMoves(scheduler_->Rebalance());
+        PublishSettled();
+        return {};
+      },
+      [&] { return CommitWithinStep(placement); }));
   // Before anything of the epoch before it is given up: an adopted HMM always has what it has recorded.
   const std::scoped_lock lock(instances_mutex_);
   rows_at_resize_.clear();
@@ -374,7 +432,11 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
 }
 
 Status ElasticEngine::ReleaseStage(const std::vector<core::ExpertDrop>& drops) {
-  if (options_.domain_per_device) return peers_->DropExperts(drops);
+  if (options_.domain_per_device) {
+    // A step that took the placement on its way may be in a layer before that still.
+    EM_RETURN_IF_ERROR(BetweenSteps([]() -> Status { return {}; }));
+    return peers_->DropExperts(drops);
+  }
   return {};  // inside a domain the pages of an expert stay where they are
 }
 
@@ -414,7 +476,7 @@ void ElasticEngine::TakeMoved() {
 }
 
 void ElasticEngine::PublishSettled() {
-  bool settled = mover_->Pending() == 0;
+  bool settled = mover_->Pending() == 0 && !rebalance_;
   for (const DeviceId device : leaving_) settled &= scheduler_->SequencesOn(device) == 0;
   const std::scoped_lock lock(mutex_);
   settled_.reset();

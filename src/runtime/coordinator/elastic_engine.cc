@@ -1,6 +1,8 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -65,6 +67,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   shape.max_model_len = options_.max_model_len;
   shape.block_tokens = compute::kBlockTokens;
   shape.hidden = spec.hidden;
+  shape.vocab = spec.vocab;
   shape.top_k = spec.moe.top_k;
   shape.moe_layers = moe_layers_;
   shape.experts = spec.moe.experts;
@@ -114,7 +117,6 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   PublishKvBlocks();
   UpdateKvBlocks();
   UpdatePids();
-  UpdateSpin();
   instances_->SetStandby(options_.standby, options_.standby_limit);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
   peers_.emplace(options_.hmm_socket, options_.copy_bytes_per_second);
@@ -162,7 +164,7 @@ std::vector<core::SchedulerDevice> ElasticEngine::SchedulerDevices() const {
 // Waiters spin only where each has a core of its own.
 void ElasticEngine::UpdateSpin() {
   const auto threads = static_cast<int>(placement_.members().size()) * options_.threads_per_device;
-  exchange_->header().spin = threads <= static_cast<int>(AllowedCpus().size()) ? kSpins : 0;
+  exchange_->header().spin = threads <= cpus_ ? kSpins : 0;
 }
 
 Status ElasticEngine::AttachAll() {
@@ -267,16 +269,15 @@ EngineStats ElasticEngine::Stats() const {
 }
 
 void ElasticEngine::TakeInbox() {
-  std::deque<std::pair<core::GenerationRequest, Sink>> submitted;
-  std::deque<RequestId> cancelled;
+  taken_submitted_.clear();
+  taken_cancelled_.clear();
   {
     const std::scoped_lock lock(mutex_);
-    submitted.swap(submitted_);
-    cancelled.swap(cancelled_);
-    queued_ += submitted.size();
+    taken_submitted_.swap(submitted_);
+    taken_cancelled_.swap(cancelled_);
+    queued_ += taken_submitted_.size();
   }
-  std::vector<core::TokenEvent> events;
-  for (auto& [request, sink] : submitted) {
+  for (auto& [request, sink] : taken_submitted_) {
     const RequestId id = request.id;
     sinks_[id] = std::move(sink);
     if (Status status = scheduler_->Add(std::move(request), Now()); !status) {
@@ -284,21 +285,20 @@ void ElasticEngine::TakeInbox() {
       event.request = id;
       event.finish = core::FinishReason::kError;
       event.error = status.error().message;
-      events.push_back(std::move(event));
+      events_.push_back(std::move(event));
     }
   }
-  for (const RequestId id : cancelled) scheduler_->Cancel(id, events);
-  Deliver(events);
+  for (const RequestId id : taken_cancelled_) scheduler_->Cancel(id, events_);
 }
 
-void ElasticEngine::Deliver(std::vector<core::TokenEvent>& events) {
-  for (const core::TokenEvent& event : events) {
+void ElasticEngine::Deliver() {
+  for (const core::TokenEvent& event : events_) {
     const auto at = sinks_.find(event.request);
     if (at == sinks_.end()) continue;
     at->second(event);
     if (event.finish) sinks_.erase(at);
   }
-  events.clear();
+  events_.clear();
 }
 
 // ---------------------------------------------------------------- steps
@@ -309,6 +309,10 @@ void ElasticEngine::Loop() {
     TakeMoved();
     RunTasks(true);
     UpdateKvBlocks();
+    if (std::exchange(rebalance_, false)) {
+      StartMoves(scheduler_->Rebalance());
+      PublishSettled();
+    }
     const bool in_steps = death_.exchange(false), other = other_death_.exchange(false);
     if (in_steps || other) {
       Status status = RecoverWorkers();
@@ -318,8 +322,7 @@ void ElasticEngine::Loop() {
     if (next_hmm_)
       if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
     core::StepPlan plan = scheduler_->Plan(Now());
-    Deliver(plan.failed);
-    PublishStats();
+    std::move(plan.failed.begin(), plan.failed.end(), std::back_inserter(events_));
     if (!plan.Empty()) {
       if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_)
         longest_gap_ = now - last_step_end_;
@@ -329,7 +332,10 @@ void ElasticEngine::Loop() {
       if (stopping_) break;
       continue;
     }
+    Deliver();
+    PublishStats();
     last_step_end_ = 0;
+    devices_ended_ = 0;
     std::unique_lock lock(mutex_);
     busy_ = !scheduler_->Idle() || !submitted_.empty();
     if (stopping_) break;
@@ -344,29 +350,37 @@ void ElasticEngine::Loop() {
     if (stopping_) break;
   }
   RunTasks(false);
-  std::vector<core::TokenEvent> events;
   TakeInbox();
   std::vector<RequestId> left;
   for (const auto& [id, sink] : sinks_) left.push_back(id);
-  for (const RequestId id : left) scheduler_->Cancel(id, events);
-  Deliver(events);
+  for (const RequestId id : left) scheduler_->Cancel(id, events_);
+  Deliver();
+}
+
+void ElasticEngine::WriteView(const core::Placement& placement, StepView& view) const {
+  view.epoch = placement.epoch().value;
+  view.placement_index = static_cast<std::int32_t>(view.epoch % kPlacementRing);
+  view.member_count = static_cast<std::int32_t>(placement.members().size());
+  for (int rank = 0; rank < view.member_count; ++rank) view.members[rank] = placement.members()[rank].value;
+}
+
+void ElasticEngine::BeginDevice(DeviceId id, std::uint32_t step) const {
+  DeviceHeader& device = exchange_->device(id.value);
+  device.entry_count = 0;
+  device.row_count = 0;
+  // Nobody may take the words of an earlier life of this device for this step's.
+  const std::uint32_t before = LayerTag(step, moe_layers_, -1);
+  device.dispatched.value.store(before, std::memory_order_relaxed);
+  device.returned.value.store(before, std::memory_order_relaxed);
 }
 
 void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
   ExchangeHeader& header = exchange_->header();
-  header.epoch = placement_.epoch().value;
-  header.placement_index = static_cast<std::int32_t>(placement_.epoch().value % kPlacementRing);
-  header.member_count = static_cast<std::int32_t>(placement_.members().size());
-  for (int rank = 0; rank < header.member_count; ++rank) {
-    header.members[rank] = placement_.members()[rank].value;
-    DeviceHeader& device = exchange_->device(header.members[rank]);
-    device.entry_count = 0;
-    device.row_count = 0;
-    // Nobody may take the words of an earlier life of this device for this step's.
-    const std::uint32_t before = LayerTag(step, moe_layers_, -1);
-    device.dispatched.value.store(before, std::memory_order_relaxed);
-    device.returned.value.store(before, std::memory_order_relaxed);
-  }
+  header.step = step;
+  WriteView(placement_, header.views[0]);
+  UpdateSpin();
+  exchange_->BeginProgress();
+  for (const DeviceId member : placement_.members()) BeginDevice(member, step);
   for (const core::TableWrite& write : plan.table_writes)
     exchange_->BlockTable(write.table_slot)[write.index] = static_cast<std::uint32_t>(write.block.value);
   for (const core::DevicePlan& device_plan : plan.devices) {
@@ -393,40 +407,45 @@ void ElasticEngine::WriteStep(const core::StepPlan& plan, std::uint32_t step) {
 bool ElasticEngine::AwaitStep(std::uint32_t step) {
   ExchangeHeader& header = exchange_->header();
   const TimeNs deadline = Now() + TimeNs{options_.step_timeout_seconds} * 1'000'000'000;
+  std::vector<std::int32_t> participants = exchange_->Participants();
   const auto finished = [&] {
-    for (int rank = 0; rank < header.member_count; ++rank)
-      if (exchange_->device(header.members[rank]).finished_step.load(std::memory_order_acquire) != step)
-        return false;
-    return true;
+    return std::ranges::all_of(participants, [&](std::int32_t device) {
+      return exchange_->device(device).finished_step.load(std::memory_order_acquire) == step;
+    });
   };
   while (!WaitFor(
       header.finish, {0}, [&](std::uint32_t) { return finished(); },
-      [&] { return death_.load() || Now() > deadline; })) {
+      [&] { return death_.load() || early_task_.load() || Now() > deadline; })) {
     if (finished()) return true;
+    if (early_task_.exchange(false) && !death_) {
+      RunEarlyTask();
+      participants = exchange_->Participants();
+      continue;
+    }
     // Given up: every waiter is woken until all are out of the step.
     header.abort_step.store(step, std::memory_order_seq_cst);
     if (Now() > deadline) {
       const std::scoped_lock lock(instances_mutex_);
-      for (const DeviceId member : placement_.members()) {
-        if (exchange_->device(member.value).finished_step.load() == step) continue;
-        LogWarn("device {} did not finish step {} within {} s: its worker is killed", member, step,
+      for (const std::int32_t device : participants) {
+        if (exchange_->device(device).finished_step.load() == step) continue;
+        LogWarn("device {} did not finish step {} within {} s: its worker is killed", device, step,
                 options_.step_timeout_seconds);
-        instances_->Kill(member);
+        instances_->Kill(DeviceId(device));
       }
       death_ = true;
     }
-    for (const DeviceId member : placement_.members()) {
-      exchange_->device(member.value).dispatched.WakeAll();
-      exchange_->device(member.value).returned.WakeAll();
+    for (const std::int32_t device : participants) {
+      exchange_->device(device).dispatched.WakeAll();
+      exchange_->device(device).returned.WakeAll();
     }
     return false;
   }
   return true;
 }
 
-core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
-  core::StepResult result;
-  result.step = plan.step;
+void ElasticEngine::ReadStep(const core::StepPlan& plan) {
+  result_.step = plan.step;
+  result_.sequences.clear();
   for (const core::DevicePlan& device : plan.devices) {
     const LogprobRecord* sampled = exchange_->Sampled(device.device.value);
     const LogprobRecord* scores = exchange_->PromptScores(device.device.value);
@@ -442,18 +461,19 @@ core::StepResult ElasticEngine::ReadStep(const core::StepPlan& plan) {
           one.prompt_logprobs.push_back(ReadLogprob(scores[row + r]));
       }
       row += sequence.rows;
-      result.sequences.push_back(std::move(one));
+      result_.sequences.push_back(std::move(one));
     }
   }
-  return result;
 }
 
 void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!CopyTails(plan)) return;
   ExchangeHeader& header = exchange_->header();
-  const std::uint32_t step = header.step.value.load() + 1;
+  const std::uint32_t step = header.step + 1;
   WriteStep(plan, step);
-  header.step.Set(step);
+  for (const DeviceId member : placement_.members()) exchange_->device(member.value).go.Set(step);
+  Deliver();  // while the devices compute: nobody waits for what clients are told of the step before
+  PublishStats();
   if (!AwaitStep(step)) {
     scheduler_->AbandonStep();
     step_given_up_ = true;
@@ -464,13 +484,24 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   }
   failed_attempts_ = 0;
   ++steps_;
+  CountStepTime();
   if (!fresh_.empty())
     for (const core::DevicePlan& device : plan.devices)
       if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
-  core::StepResult result = ReadStep(plan);
-  std::vector<core::TokenEvent> events;
-  scheduler_->Complete(result, Now(), events);
-  Deliver(events);
+  ReadStep(plan);
+  scheduler_->Complete(result_, Now(), events_);
+}
+
+void ElasticEngine::CountStepTime() {
+  TimeNs begin = std::numeric_limits<TimeNs>::max(), end = 0;
+  for (const std::int32_t participant : exchange_->Participants()) {
+    const DeviceHeader& device = exchange_->device(participant);
+    begin = std::min(begin, device.begin_ns);
+    end = std::max(end, device.end_ns);
+  }
+  step_ns_ += end - begin;
+  if (devices_ended_ != 0) between_steps_ns_ += std::max<TimeNs>(begin - devices_ended_, 0);
+  devices_ended_ = end;
 }
 
 void ElasticEngine::PublishStats() {
@@ -483,6 +514,8 @@ void ElasticEngine::PublishStats() {
                                               : static_cast<double>(schedule.blocks_used) /
                                                     static_cast<double>(schedule.blocks_total);
   stats.steps = steps_;
+  stats.step_ns = step_ns_;
+  stats.between_steps_ns = between_steps_ns_;
   stats.preemptions = schedule.preemptions;
   stats.prefix_queries = schedule.prefix_queries;
   stats.prefix_hits = schedule.prefix_hits;

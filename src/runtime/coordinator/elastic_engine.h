@@ -139,10 +139,12 @@ class ElasticEngine : public Engine {
   void Loop();
   void TakeInbox();
   void RunStep(const core::StepPlan& plan);
+  void WriteView(const core::Placement& placement, StepView& view) const;
+  void BeginDevice(DeviceId id, std::uint32_t step) const;
   void WriteStep(const core::StepPlan& plan, std::uint32_t step);
-  bool AwaitStep(std::uint32_t step);  // false: given up
-  core::StepResult ReadStep(const core::StepPlan& plan);
-  void Deliver(std::vector<core::TokenEvent>& events);
+  bool AwaitStep(std::uint32_t step);         // false: given up
+  void ReadStep(const core::StepPlan& plan);  // to result_
+  void Deliver();                             // events_ to their sinks
   Status RecoverWorkers();
   Status ReplaceHmm();
   Status FitMemory(HmmClient& hmm, const core::Placement& placement);  // domains and KV for its members
@@ -168,11 +170,17 @@ class ElasticEngine : public Engine {
   void Observe(const core::ResizeEvent& event);
   // Runs `task` and records it.
   Status Traced(std::string name, std::string lane, Json args, const std::function<Status()>& task);
-  Status BetweenSteps(const std::function<Status()>& task);  // runs it on the engine's thread
-  void RunTasks(bool run);                                   // false: they are refused
-  void GiveUp(const Error& error);                           // every request ends with this error
-  void Watch(const std::stop_token& stop);                   // thread: deaths of processes
-  void Rewatch();                                            // the processes to watch have changed
+  // Runs it on the engine's thread. `early` may do the same while a step runs: false = not now.
+  Status BetweenSteps(const std::function<Status()>& task, const std::function<bool()>& early = {});
+  void RunTasks(bool run);  // false: they are refused
+  void RunEarlyTask();
+  Status CheckCommit(const core::Placement& placement) const;  // REQUIRES: instances_mutex_
+  void TakePlacement(const core::Placement& placement);        // likewise
+  bool CommitWithinStep(const core::Placement& placement);
+  void GiveUp(const Error& error);          // every request ends with this error
+  void Watch(const std::stop_token& stop);  // thread: deaths of processes
+  void Rewatch();                           // the processes to watch have changed
+  void CountStepTime();
   void PublishStats();
   double WeightOf(DeviceId device) const;
   std::vector<core::SchedulerDevice> SchedulerDevices() const;
@@ -183,6 +191,7 @@ class ElasticEngine : public Engine {
   model::Checkpoint checkpoint_;
   bool adopted_ = false;
   int moe_layers_ = 0;
+  const int cpus_ = static_cast<int>(AllowedCpus().size());
 
   mutable std::mutex instances_mutex_;  // guards what follows: two threads use it
   std::unique_ptr<HmmClient> hmm_;
@@ -206,6 +215,7 @@ class ElasticEngine : public Engine {
   // Owned by the engine's thread once it runs.
   std::optional<Exchange> exchange_;
   std::set<DeviceId> leaving_;  // members that take no new sequences
+  bool rebalance_ = false;      // at the next boundary: members have come
   std::set<DeviceId> fresh_;    // members that have not computed a token yet
   std::map<DeviceId, int> pids_;
   TimeNs last_step_end_ = 0;  // 0 = nothing was to be done since
@@ -217,6 +227,11 @@ class ElasticEngine : public Engine {
   };
   std::vector<SlotState> slots_;
   std::map<RequestId, Sink> sinks_;
+  // Of the last boundary; kept for their memory.
+  std::vector<std::pair<core::GenerationRequest, Sink>> taken_submitted_;
+  std::vector<RequestId> taken_cancelled_;
+  core::StepResult result_;
+  std::vector<core::TokenEvent> events_;  // in order; told once the next step has been started
   std::unique_ptr<KvMover> mover_;
   std::unique_ptr<HmmClient> step_hmm_;  // of the engine's thread, made when it is needed
   int failed_attempts_ = 0;              // of the step that is tried now
@@ -224,11 +239,13 @@ class ElasticEngine : public Engine {
   std::unique_ptr<HmmClient> next_hmm_;  // being loaded after the HMM's death
   std::chrono::steady_clock::time_point next_hmm_poll_;
   std::uint64_t steps_ = 0, recoveries_ = 0;
+  TimeNs devices_ended_ = 0;  // when they ended the step before; 0 = nothing was to be done since
+  TimeNs step_ns_ = 0, between_steps_ns_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable work_;
-  std::deque<std::pair<core::GenerationRequest, Sink>> submitted_;
-  std::deque<RequestId> cancelled_;
+  std::vector<std::pair<core::GenerationRequest, Sink>> submitted_;
+  std::vector<RequestId> cancelled_;
   EngineStats stats_;
   core::Placement published_placement_;
   std::vector<DomainStats> domains_;
@@ -236,8 +253,9 @@ class ElasticEngine : public Engine {
   std::optional<std::set<DeviceId>> settled_;    // none moves, and none is left on these
   struct Task {
     const std::function<Status()>* body;
+    const std::function<bool()>* early;
     Status status;
-    bool done;
+    bool done = false;
   };
   std::deque<Task*> tasks_;
   std::condition_variable task_done_;
@@ -251,6 +269,7 @@ class ElasticEngine : public Engine {
   std::atomic<bool> death_{false};        // a process that steps need ended: looked at within steps, too
   std::atomic<bool> other_death_{false};  // another one
   std::atomic<bool> watch_again_{false};
+  std::atomic<bool> early_task_{false};  // one that need not wait for the step's end
   struct Watched {
     Fd fd;  // duplicate of a pidfd
     bool in_steps = false;

@@ -23,7 +23,7 @@ Status ElasticEngine::RecoverWorkers() {
     if (step_given_up_) {
       // Out of that step first: nobody may write into areas that the next plan uses.
       step_given_up_ = false;
-      instances_->Quiesce(placement_.members());
+      instances_->Quiesce(instances_->Attached());  // also one that the step has dismissed on its way
       continue;
     }
     if (missing.empty()) break;
@@ -137,9 +137,8 @@ bool ElasticEngine::CopyTails(const core::StepPlan& plan) {
 
 void ElasticEngine::GiveUp(const Error& error) {
   LogError("{}", error.message);
-  std::vector<core::TokenEvent> events;
-  scheduler_->FailAll(error.message, events);
-  Deliver(events);
+  scheduler_->FailAll(error.message, events_);
+  Deliver();
   failed_attempts_ = 0;
 }
 

@@ -156,6 +156,8 @@ EngineStats ReplicaSet::Stats() const {
     used += one.kv_usage * static_cast<double>(one.kv_blocks);
     sum.kv_blocks += one.kv_blocks;
     sum.steps += one.steps;
+    sum.step_ns += one.step_ns;
+    sum.between_steps_ns += one.between_steps_ns;
     sum.preemptions += one.preemptions;
     sum.prefix_queries += one.prefix_queries;
     sum.prefix_hits += one.prefix_hits;

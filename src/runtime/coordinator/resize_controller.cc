@@ -204,8 +204,7 @@ void ResizeController::Execute(const core::ResizeAction& action, const std::stop
   } else if (const auto* a = std::get_if<core::CommitStage>(&action)) {
     Status status = Drain(stop);
     if (status) status = engine_.Commit(a->placement);
-    answer(a->ticket, std::move(status), "commit at a step's end", "engine",
-           {{"epoch", a->placement.epoch().value}});
+    answer(a->ticket, std::move(status), "commit", "engine", {{"epoch", a->placement.epoch().value}});
   } else if (const auto* a = std::get_if<core::ReleaseStage>(&action)) {
     answer(a->ticket, engine_.ReleaseStage(a->drops), "release", "memory", {{"experts", a->drops.size()}});
   } else if (const auto* a = std::get_if<core::MoveSequences>(&action)) {

@@ -38,7 +38,8 @@ class Device {
   // The KV pool is resized. May run beside a step: no step uses chunks that are new, or that are gone.
   Status SetKvChunks(const std::vector<std::uint64_t>& offsets);
 
-  // Runs step `step` of the exchange. False if it was given up (aborted) on the way.
+  // Runs its part of step `step` of the exchange; one that the step takes in on its way has only the layers
+  // from there on. False if the step was given up (aborted).
   bool RunStep(std::uint32_t step);
 
   DeviceId id() const { return id_; }
@@ -52,11 +53,20 @@ class Device {
   };
 
   bool GivenUp(std::uint32_t step) const;
-  void ServeExperts(int ring, std::uint32_t step, int layer, const EpochExperts& experts);
-  bool AwaitDispatched(std::uint32_t step, std::uint32_t tag);
-  bool AwaitReturned(std::uint32_t step, std::uint32_t tag);
+  const EpochExperts& ExpertsOf(const StepView& view) const;
+  int CollectRows();  // of the plan: tokens_ and chunks_of_step_; returns how many
+  void ServeExperts(const StepView& view, int layer, const EpochExperts& experts);
+  // Until all members' `word` (dispatched or returned) has reached the tag; false: the step is given up.
+  bool Await(const StepView& view, SharedWord DeviceHeader::*word, std::uint32_t step, std::uint32_t tag);
+  // A row of the step whose logits are wanted.
+  struct Wanted {
+    int entry, row, within;  // plan entry, row of the step, index of the row within its entry
+  };
+  void CollectWanted();
+  bool ShareHead(std::uint32_t step);  // false: the step is given up
   void Finish(std::uint32_t step);
   void SampleRows();
+  void SampleRow(const Wanted& want, std::span<float> logits);
 
   DeviceId id_;
   const core::ModelSpec& spec_;
@@ -83,7 +93,11 @@ class Device {
   std::vector<std::byte> scratch_;
   std::vector<std::vector<compute::ExpertRow>> rows_by_expert_;
   std::vector<compute::ExpertBatch> batches_;
-  std::vector<float> logits_;
+  std::vector<Wanted> wanted_;
+  std::vector<int> which_;
+  std::vector<std::byte> head_rows_;
+  std::vector<const void*> head_in_;
+  std::vector<float*> head_out_;
   std::int64_t wait_ns_ = 0;
 };
 

@@ -61,7 +61,7 @@ class Worker {
     task_ = &task;
     has_task_.store(true, std::memory_order_release);
     // The step thread may be about to sleep: woken again until it has seen the task.
-    do exchange_.header().step.WakeAll();
+    do Word().WakeAll();
     while (!done_.wait_for(lock, std::chrono::milliseconds(1), [&] { return task_ == nullptr; }));
   }
 
@@ -74,24 +74,22 @@ class Worker {
     done_.notify_one();
   }
 
+  // What the step thread sleeps on: a standby must not wake with each step.
+  SharedWord& Word() { return device_ ? exchange_.device(device_->id().value).go : standby_; }
+
   void StepLoop(const std::stop_token& stop) {
-    ExchangeHeader& header = exchange_.header();
-    seen_ = header.step.value.load(std::memory_order_acquire);
     while (!stop.stop_requested()) {
       const bool woken = WaitFor(
-          header.step, {device_ ? header.spin : 0}, [&](std::uint32_t value) { return value != seen_; },
+          Word(), {device_ ? exchange_.header().spin : 0},
+          [&](std::uint32_t value) { return device_ && value != seen_; },
           [&] { return has_task_.load(std::memory_order_acquire); }, kIdleSleepNs);
       if (has_task_.load(std::memory_order_acquire)) {
         RunTask();
         continue;
       }
       if (!woken) continue;
-      seen_ = header.step.value.load(std::memory_order_acquire);
-      if (!device_) continue;
-      bool member = false;
-      for (int rank = 0; rank < header.member_count; ++rank)
-        member |= header.members[rank] == device_->id().value;
-      if (member) device_->RunStep(seen_);
+      seen_ = Word().value.load(std::memory_order_acquire);
+      device_->RunStep(seen_);
     }
   }
 
@@ -110,8 +108,7 @@ class Worker {
           device_.emplace(id, spec_, kernels_, request.at("cpus").get<std::vector<int>>(), expert_table_,
                           exchange_);
         EM_RETURN_IF_ERROR(device_->Attach(map, std::move(message.fds[0])));
-        seen_ = exchange_.header().step.value.load(
-            std::memory_order_acquire);  // steps announced before are not for it
+        seen_ = Word().value.load(std::memory_order_acquire);  // steps announced before are not for it
         return Json{{"ns", Now() - start}};
       }
       if (op == "detach") {  // back to standby: no memory, no device
@@ -140,6 +137,7 @@ class Worker {
   Channel control_;
   Exchange exchange_;
   std::optional<Device> device_;
+  SharedWord standby_{};
   std::uint32_t seen_ = 0;  // last step looked at
 
   std::mutex mutex_;
