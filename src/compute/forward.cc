@@ -23,7 +23,10 @@ Forward::Forward(const core::ModelSpec& spec, const Kernels& kernels, ThreadPool
   if (a.Latent()) widest = std::max({widest, a.heads * a.head_dim, a.heads * a.kv_lora_rank, a.q_lora_rank});
   residual_.resize(rows * spec.hidden);
   activations_.resize(rows * widest * kernels.activation_bytes);
-  if (spec.weights != WeightFormat::kBf16) quantized_.resize(rows * QuantizedRow::Bytes(widest));
+  if (spec.weights != WeightFormat::kBf16) {
+    quantized_.resize(rows * QuantizedRow::Bytes(widest));
+    quantized_rows_.resize(rows);
+  }
   qkv_.resize(rows * a.QkvRows());
   attended_.resize(rows * out);
   projected_.resize(rows * spec.hidden);
@@ -60,23 +63,33 @@ const void* const* Forward::RowPointers(const std::byte* base, std::size_t strid
   return in_rows_.data();
 }
 
+const void* const* Forward::Operands(const PackedMatrix& w, const void* const* in, int rows) {
+  if (w.format == WeightFormat::kBf16) return in;
+  const std::size_t stride = QuantizedRow::Bytes(w.k);
+  if (quantized_.size() < rows * stride) quantized_.resize(rows * stride);
+  if (quantized_rows_.size() < static_cast<std::size_t>(rows)) quantized_rows_.resize(rows);
+  Split(rows, 8, [&](int first, int last) {
+    for (int row = first; row < last; ++row) {
+      quantized_rows_[row] = quantized_.data() + row * stride;
+      kernels_.quantized.quantize(in[row], w.k, quantized_.data() + row * stride);
+    }
+  });
+  return quantized_rows_.data();
+}
+
+void Forward::Panels(const PackedMatrix& w, const void* const* in, int rows, int begin, int end,
+                     float* const* out) {
+  const void* const* operands = Operands(w, in, rows);
+  const auto matmul = w.format == WeightFormat::kBf16 ? kernels_.matmul : kernels_.quantized.matmul;
+  const int least = static_cast<int>(kPieceBytes / CostOf(w, 1, rows)) + 1;
+  Split(end - begin, least,
+        [&](int first, int last) { matmul(w, operands, rows, begin + first, begin + last, out); });
+}
+
 void Forward::Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows,
                      float* out) {
-  if (w.format != WeightFormat::kBf16) {
-    const std::size_t stride = QuantizedRow::Bytes(w.k);
-    Split(rows, 8, [&](int first, int last) {
-      for (int row = first; row < last; ++row)
-        kernels_.quantized.quantize(in + row * in_stride, w.k, quantized_.data() + row * stride);
-    });
-    in = quantized_.data();
-    in_stride = stride;
-  }
-  const auto matmul = w.format == WeightFormat::kBf16 ? kernels_.matmul : kernels_.quantized.matmul;
-  const void* const* in_rows = RowPointers(in, in_stride, rows);
   for (int row = 0; row < rows; ++row) out_rows_[row] = out + std::size_t(row) * w.n;
-  const int panels = PanelsOf(w.n);
-  const int least = static_cast<int>(kPieceBytes / CostOf(w, 1, rows)) + 1;
-  Split(panels, least, [&](int first, int last) { matmul(w, in_rows, rows, first, last, out_rows_.data()); });
+  Panels(w, RowPointers(in, in_stride, rows), rows, 0, PanelsOf(w.n), out_rows_.data());
 }
 
 void Forward::Begin(const SharedWeights& weights, std::span<const TokenId> tokens,
@@ -321,10 +334,7 @@ void Forward::HeadPart(const SharedWeights& weights, std::span<const void* const
   const int begin = static_cast<int>(std::int64_t{panels} * part / parts);
   const int end = static_cast<int>(std::int64_t{panels} * (part + 1) / parts);
   if (rows == 0 || begin == end) return;
-  const int least = static_cast<int>(kPieceBytes / CostOf(1, head.k, rows)) + 1;
-  Split(end - begin, least, [&](int first, int last) {
-    kernels_.matmul(head, in.data(), rows, begin + first, begin + last, out.data());
-  });
+  Panels(head, in.data(), rows, begin, end, out.data());
 }
 
 void Forward::Logits(const SharedWeights& weights, std::span<const int> which, float* logits) {

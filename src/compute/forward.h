@@ -113,7 +113,11 @@ class Forward {
   // out of head h [rows] = in of head h x w[h]; rows of heads at out + row * out_stride + h * out_head.
   void HeadMatmul(const std::vector<PackedMatrix>& w, int in_head, float* out, int out_stride, int out_head);
 
-  // rows x w -> out [rows, w.n]; quantizes them first where w is.
+  // Rows as w wants to be multiplied by them: as they are, or quantized (until the next call).
+  const void* const* Operands(const PackedMatrix& w, const void* const* in, int rows);
+  // rows x panels [begin, end) of w.
+  void Panels(const PackedMatrix& w, const void* const* in, int rows, int begin, int end, float* const* out);
+  // rows x w -> out [rows, w.n]
   void Matmul(const PackedMatrix& w, const std::byte* in, std::size_t in_stride, int rows, float* out);
   const void* const* RowPointers(const std::byte* base, std::size_t stride, int rows);
 
@@ -141,6 +145,7 @@ class Forward {
   std::vector<float*> out_rows_;
   std::vector<ExpertRow> dense_rows_;
   std::vector<std::byte> quantized_;  // [rows, the widest quantized input], none where all weights are bf16
+  std::vector<const void*> quantized_rows_;
   std::vector<std::byte> scratch_;
 };
 
