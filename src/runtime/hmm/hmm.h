@@ -47,7 +47,7 @@ struct HmmOptions {
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
   int linger_seconds = 30;
-  int load_threads = 2;
+  int load_threads = 0;  // 0 = one for each core that it may use
   std::string log_level = "info";
 };
 

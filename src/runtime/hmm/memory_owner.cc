@@ -2,15 +2,25 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "core/placement/placement.h"
+#include "runtime/hmm/backing.h"
 #include "runtime/hmm/loader.h"
+#include "runtime/process.h"
 
 namespace elasticmoe::runtime {
+namespace {
+
+// The machine's memory is busy long before more threads than this.
+constexpr int kMostLoadThreads = 32;
+// What one thread copies at a time.
+constexpr std::size_t kCopyBytes = std::size_t{4} << 20;
+
+}  // namespace
+
 MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan)
     : options_(std::move(options)),
       checkpoint_(std::move(checkpoint)),
@@ -101,23 +111,17 @@ MemoryOwner::Domain* MemoryOwner::FindDomain(DomainId id) const {
 
 Status MemoryOwner::Load() {
   loaded_bytes_ = 0;  // of an attempt that failed
-  // Shared weights and experts of a new pool are one run from its start: backed in one go, in huge pages.
-  std::uint64_t weight_bytes = 0;
-  std::uint64_t huge_bytes = 0;
+  const int threads = options_.load_threads > 0
+                          ? options_.load_threads
+                          : std::clamp(static_cast<int>(AllowedCpus().size()), 1, kMostLoadThreads);
+  // Shared weights, experts and KV chunks of a new pool are one run from its start.
+  std::vector<Backing> backings;
   for (const auto& domain : domains_) {
     std::uint32_t end = domain->shared.first + domain->shared.count;
     for (const core::PageRun run : domain->experts) end = std::max(end, run.first + run.count);
-    const std::size_t bytes = std::size_t(end) * plan_.page_bytes;
-    EM_RETURN_IF_ERROR(Populate(domain->mapping.data(), bytes, options_.pages));
-    weight_bytes += bytes;
-    huge_bytes += std::min(bytes, HugeMapped(domain->mapping.data()));
+    for (const core::PageRun run : domain->kv_chunks) end = std::max(end, run.first + run.count);
+    backings.emplace_back(domain->mapping.data(), std::size_t(end) * plan_.page_bytes, options_.pages);
   }
-  huge_share_ = weight_bytes == 0 ? 0 : static_cast<double>(huge_bytes) / static_cast<double>(weight_bytes);
-  if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
-    LogWarn(
-        "{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
-        "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
-        huge_share_ * 100);
 
   LoadTarget target;
   target.shared = At(*domains_.front(), domains_.front()->shared);
@@ -127,27 +131,68 @@ Status MemoryOwner::Load() {
         return At(*domain, run);
     EM_CHECK(false, "layer={} expert={} has no pages", layer, expert);
   };
-  EM_RETURN_IF_ERROR(LoadWeights(checkpoint_, layout_, target, options_.load_threads, loaded_bytes_));
-  domains_.front()->has_shared = true;
-  for (std::size_t i = 1; i < domains_.size(); ++i) {
-    CopyPastCaches(At(*domains_[i], domains_[i]->shared), target.shared, layout_.SharedBytes());
-    domains_[i]->has_shared = true;
+  target.back = [&](const std::byte* data, std::size_t bytes) -> Status {
+    for (Backing& backing : backings)
+      if (backing.Holds(data)) return backing.Back(data, bytes);
+    EM_CHECK(false, "bytes={} are in no domain", bytes);
+  };
+  const std::int64_t start = Now();
+  EM_ASSIGN_OR_RETURN(const LoadReport report,
+                      LoadWeights(checkpoint_, layout_, target, threads, loaded_bytes_));
+  const double mebibytes = 1.0 / (1 << 20), seconds = static_cast<double>(Now() - start) * 1e-9;
+  LogInfo("read and packed {:.1f} MiB from the page cache and {:.1f} MiB past it in {:.2f} s, {} threads",
+          static_cast<double>(report.cached_bytes) * mebibytes,
+          static_cast<double>(report.disk_bytes) * mebibytes, seconds, threads);
+  EM_RETURN_IF_ERROR(CopyLoaded(target.back, threads));
+  for (Backing& backing : backings)
+    EM_RETURN_IF_ERROR(ForEach((backing.bytes() + kHugePage - 1) / kHugePage, threads, [&](std::size_t i) {
+      return backing.Back(backing.data() + i * kHugePage, 1);
+    }));
+  for (const auto& domain : domains_) domain->has_shared = true;
+
+  std::uint64_t bytes = 0, huge_bytes = 0;
+  for (const Backing& backing : backings) {
+    bytes += backing.bytes();
+    huge_bytes += std::min(backing.bytes(), HugeMapped(backing.data()));
   }
-  // Further owners of an expert get it from the first.
+  huge_share_ = static_cast<double>(huge_bytes) / static_cast<double>(bytes);
+  if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
+    LogWarn(
+        "{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
+        "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
+        huge_share_ * 100);
+  return {};
+}
+
+Status MemoryOwner::CopyLoaded(const std::function<Status(const std::byte*, std::size_t)>& back,
+                               int threads) {
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    std::size_t bytes;
+  };
+  std::vector<Copy> copies;
+  const auto add = [&](std::byte* to, const std::byte* from, std::size_t bytes) {
+    for (std::size_t at = 0; at < bytes; at += kCopyBytes)
+      copies.push_back({to + at, from + at, std::min(kCopyBytes, bytes - at)});
+  };
+  for (std::size_t i = 1; i < domains_.size(); ++i)
+    add(At(*domains_[i], domains_[i]->shared), At(*domains_.front(), domains_.front()->shared),
+        layout_.SharedBytes());
   for (std::size_t i = 0; i < domains_.front()->experts.size(); ++i) {
-    const std::byte* loaded = nullptr;
+    const std::byte* loaded = nullptr;  // by the first owner; further ones get it from there
     for (const auto& domain : domains_) {
       if (domain->experts[i].count == 0) continue;
       std::byte* here = At(*domain, domain->experts[i]);
-      if (loaded != nullptr) CopyPastCaches(here, loaded, layout_.ExpertBytes());
-      loaded = here;
+      if (loaded == nullptr) loaded = here;
+      if (loaded != here) add(here, loaded, layout_.ExpertBytes());
     }
   }
-  for (const auto& domain : domains_)
-    for (const core::PageRun run : domain->kv_chunks)
-      EM_RETURN_IF_ERROR(
-          Populate(At(*domain, run), std::size_t(run.count) * plan_.page_bytes, options_.pages));
-  return {};
+  return ForEach(copies.size(), threads, [&](std::size_t i) -> Status {
+    EM_RETURN_IF_ERROR(back(copies[i].to, copies[i].bytes));
+    CopyPastCaches(copies[i].to, copies[i].from, copies[i].bytes);
+    return {};
+  });
 }
 
 MemoryMap MemoryOwner::Describe() const {

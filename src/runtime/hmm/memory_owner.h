@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -90,6 +91,8 @@ class MemoryOwner {
   std::size_t IndexOf(ExpertId id) const {
     return std::size_t(id.layer) * checkpoint_.spec.moe.experts + id.expert;
   }
+  // What is loaded once and belongs in further domains too, copied there.
+  Status CopyLoaded(const std::function<Status(const std::byte*, std::size_t)>& back, int threads);
   Status CheckExperts(std::span<const ExpertId> experts) const;
   void Release(Domain& domain, core::PageRun run);
 
