@@ -1,5 +1,6 @@
 #include "compute/packed.h"
 
+#include <array>
 #include <bit>
 #include <cstring>
 
@@ -58,11 +59,13 @@ void CopyPairs(const std::byte* in, int k, Bf16* out) {
 }
 
 #if defined(__SSE2__)
-// A whole panel of bf16 rows. 16 pairs are a cache line of each row, and 2 KiB of the panel that stay in the
+// A whole panel of bf16 rows. 32 pairs are two cache lines of each row, and 4 KiB of the panel that fill the
 // L1 cache while the rows' lines come by four at a time: read whole, and once (rows of a power-of-two length
-// would push each other out).
+// would push each other out). They go on past the caches, which have no use for them before everything is
+// packed. REQUIRES: `out` is a multiple of 16 bytes. The caller fences.
 void CopyPanel(const std::byte* in, int k, Bf16* out) {
-  constexpr int kPairs = 16;
+  constexpr int kPairs = 32;
+  alignas(64) std::array<Bf16, kPairs * kPanel * 2> block;
   const std::size_t row_bytes = std::size_t(k) * sizeof(Bf16);
   const int whole = k / 2 / kPairs * kPairs;
   for (int pair = 0; pair < whole; pair += kPairs) {
@@ -70,11 +73,10 @@ void CopyPanel(const std::byte* in, int k, Bf16* out) {
       for (int i = 0; i < kPairs; i += 4) {
         const auto load = [&](int r) {
           return _mm_loadu_si128(
-              reinterpret_cast<const __m128i*>(in + (row + r) * row_bytes + (pair + i) * 4));
+              reinterpret_cast<const __m128i*>(in + (row + r) * row_bytes + std::size_t(pair + i) * 4));
         };
         const auto store = [&](int p, __m128i value) {
-          _mm_storeu_si128(reinterpret_cast<__m128i*>(out + std::size_t(pair + i + p) * kPanel * 2 + row * 2),
-                           value);
+          _mm_store_si128(reinterpret_cast<__m128i*>(&block[(i + p) * kPanel * 2 + row * 2]), value);
         };
         const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
         const __m128i ab_low = _mm_unpacklo_epi32(a, b), ab_high = _mm_unpackhi_epi32(a, b);
@@ -85,6 +87,10 @@ void CopyPanel(const std::byte* in, int k, Bf16* out) {
         store(3, _mm_unpackhi_epi64(ab_high, cd_high));
       }
     }
+    const auto* from = reinterpret_cast<const __m128i*>(block.data());
+    auto* to = reinterpret_cast<__m128i*>(out + std::size_t(pair) * kPanel * 2);
+    for (std::size_t i = 0; i < sizeof(block) / sizeof(__m128i); ++i)
+      _mm_stream_si128(to + i, _mm_load_si128(from + i));
   }
   if (whole * 2 == k) return;
   for (int row = 0; row < kPanel; ++row)
@@ -104,7 +110,7 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
     switch (type) {
       case DType::kBf16:
 #if defined(__SSE2__)
-        if (output % kPanel == 0 && rows - row >= kPanel) {
+        if (output % kPanel == 0 && rows - row >= kPanel && reinterpret_cast<std::uintptr_t>(out) % 16 == 0) {
           CopyPanel(in, k, out);
           row += kPanel - 1;
           break;
@@ -121,6 +127,9 @@ void PackRows(const void* source, DType type, int row_begin, int rows, int k, Bf
         break;
     }
   }
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 void PackColumn(const void* source, DType type, int column, int n, int k, Bf16* packed) {
