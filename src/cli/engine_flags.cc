@@ -128,7 +128,10 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
   app.add_flag("!--no-prefix-cache", o.prefix_cache,
                "Do not share KV between requests with the same beginning");
-  app.add_option("--standby", o.standby, "Workers kept ready to take over or to grow")
+  app.add_option(
+         "--standby", o.standby,
+         "Workers kept ready to take over or to grow; with --domain-per-device also the memory of one "
+         "more device, where the machine has it to spare")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();
   app.add_option("--standby-limit", o.standby_limit,

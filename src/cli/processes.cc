@@ -26,6 +26,7 @@ void RegisterProcesses(CLI::App& app, Action& action) {
   hmm_app->add_option("--kv-room", hmm->kv_room_bytes);
   hmm_app->add_option("--device-memory", hmm->device_memory_bytes);
   hmm_app->add_option("--pages", *pages)->check(CLI::IsMember({"small", "thp", "hugetlb"}));
+  hmm_app->add_flag("--standby-memory", hmm->standby_memory);
   hmm_app->add_option("--linger", hmm->linger_seconds);
   hmm_app->add_option("--load-threads", hmm->load_threads);
   hmm_app->add_option("--log-level", *level);

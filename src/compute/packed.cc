@@ -1,12 +1,17 @@
 #include "compute/packed.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <vector>
 
 #include "compute/quantize.h"
 #include "model/numbers.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace elasticmoe::compute {
 namespace {
@@ -45,6 +50,58 @@ void PackRow(const std::byte* in, int k, Convert convert, Bf16* out) {
   }
 }
 
+// bf16 rows as they are, a pair of neighbouring inputs at a time.
+void CopyPairs(const std::byte* in, int k, Bf16* out) {
+  const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
+  for (int pair = 0; pair < k / 2; ++pair)
+    std::memcpy(out + std::size_t(pair) * kPanel * 2, in + pair * 4, 4);
+  if (k % 2 != 0) {
+    std::memcpy(out + (pairs - 1) * kPanel * 2, in + (k - 1) * 2, 2);
+    out[(pairs - 1) * kPanel * 2 + 1] = 0;
+  }
+}
+
+#if defined(__SSE2__)
+// A whole panel of bf16 rows. 32 pairs are two cache lines of each row, and 4 KiB of the panel that fill the
+// L1 cache while the rows' lines come by four at a time: read whole, and once (rows of a power-of-two length
+// would push each other out). They go on past the caches, which have no use for them before everything is
+// packed. REQUIRES: `out` is a multiple of 16 bytes. The caller fences.
+void CopyPanel(const std::byte* in, int k, Bf16* out) {
+  constexpr int kPairs = 32;
+  alignas(64) std::array<Bf16, kPairs * kPanel * 2> block;
+  const std::size_t row_bytes = std::size_t(k) * sizeof(Bf16);
+  const int whole = k / 2 / kPairs * kPairs;
+  for (int pair = 0; pair < whole; pair += kPairs) {
+    for (int row = 0; row < kPanel; row += 4) {
+      for (int i = 0; i < kPairs; i += 4) {
+        const auto load = [&](int r) {
+          return _mm_loadu_si128(
+              reinterpret_cast<const __m128i*>(in + (row + r) * row_bytes + std::size_t(pair + i) * 4));
+        };
+        const auto store = [&](int p, __m128i value) {
+          _mm_store_si128(reinterpret_cast<__m128i*>(&block[(i + p) * kPanel * 2 + row * 2]), value);
+        };
+        const __m128i a = load(0), b = load(1), c = load(2), d = load(3);
+        const __m128i ab_low = _mm_unpacklo_epi32(a, b), ab_high = _mm_unpackhi_epi32(a, b);
+        const __m128i cd_low = _mm_unpacklo_epi32(c, d), cd_high = _mm_unpackhi_epi32(c, d);
+        store(0, _mm_unpacklo_epi64(ab_low, cd_low));
+        store(1, _mm_unpackhi_epi64(ab_low, cd_low));
+        store(2, _mm_unpacklo_epi64(ab_high, cd_high));
+        store(3, _mm_unpackhi_epi64(ab_high, cd_high));
+      }
+    }
+    const auto* from = reinterpret_cast<const __m128i*>(block.data());
+    auto* to = reinterpret_cast<__m128i*>(out + std::size_t(pair) * kPanel * 2);
+    for (std::size_t i = 0; i < sizeof(block) / sizeof(__m128i); ++i)
+      _mm_stream_si128(to + i, _mm_load_si128(from + i));
+  }
+  if (whole * 2 == k) return;
+  for (int row = 0; row < kPanel; ++row)
+    CopyPairs(in + row * row_bytes + std::size_t(whole) * 4, k - whole * 2,
+              out + std::size_t(whole) * kPanel * 2 + row * 2);
+}
+#endif
+
 void PackBf16Rows(const void* source, DType type, int row_begin, int rows, int k, Bf16* packed) {
   const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
   for (int row = 0; row < rows; ++row) {
@@ -52,13 +109,15 @@ void PackBf16Rows(const void* source, DType type, int row_begin, int rows, int k
     Bf16* out = packed + (output / kPanel) * pairs * kPanel * 2 + (output % kPanel) * 2;
     const std::byte* in = static_cast<const std::byte*>(source) + std::size_t(row) * k * BytesOf(type);
     switch (type) {
-      case DType::kBf16:  // the common case moves a pair at a time
-        for (int pair = 0; pair < k / 2; ++pair)
-          std::memcpy(out + std::size_t(pair) * kPanel * 2, in + pair * 4, 4);
-        if (k % 2 != 0) {
-          std::memcpy(out + (pairs - 1) * kPanel * 2, in + (k - 1) * 2, 2);
-          out[(pairs - 1) * kPanel * 2 + 1] = 0;
+      case DType::kBf16:
+#if defined(__SSE2__)
+        if (output % kPanel == 0 && rows - row >= kPanel && reinterpret_cast<std::uintptr_t>(out) % 16 == 0) {
+          CopyPanel(in, k, out);
+          row += kPanel - 1;
+          break;
         }
+#endif
+        CopyPairs(in, k, out);
         break;
       case DType::kF16:
         PackRow<std::uint16_t>(
@@ -69,6 +128,9 @@ void PackBf16Rows(const void* source, DType type, int row_begin, int rows, int k
         break;
     }
   }
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace

@@ -40,9 +40,9 @@ TEST(Convert, ReadsHalvesExactly) {
 
 TEST(PackRows, UnpacksToWhatWentInFromEveryTypeAndAlignment) {
   Rng rng(1);
-  for (const int k : {1, 2, 7, 64, 65}) {
+  for (const int k : {1, 2, 7, 38, 64, 65, 101}) {
     for (const DType type : {DType::kBf16, DType::kF16, DType::kF32}) {
-      constexpr int kRows = 45;
+      constexpr int kRows = 77;  // a whole panel, among others, in a part that begins before it
       std::vector<float> values(kRows * k);
       std::vector<char> bytes(1 + values.size() * BytesOf(type));  // + 1: sources in files lie anywhere
       for (std::size_t i = 0; i < values.size(); ++i) {

@@ -15,36 +15,54 @@ std::uint64_t RowOrder::StoredRow(std::uint64_t row) const {
   return row - in_head + in_head % half * 2 + in_head / half;
 }
 
+// All that lies between the first and the last of the rows: in every order that is a few rows more at most,
+// or every other row.
+RowReader::StoredRows RowReader::StoredRowsOf(const TensorData& tensor, std::uint64_t begin,
+                                              std::uint64_t count) {
+  StoredRows rows{std::numeric_limits<std::uint64_t>::max(), 0};
+  for (std::uint64_t row = begin; row < begin + count; ++row) {
+    const std::uint64_t at = tensor.order.StoredRow(row);
+    rows.low = std::min(rows.low, at);
+    rows.high = std::max(rows.high, at + 1);
+  }
+  return rows;
+}
+
+RowReader::Range RowReader::RangeOf(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
+                                    std::uint64_t count) {
+  const StoredRows rows = StoredRowsOf(tensor, begin, count);
+  const std::uint64_t row_bytes = EncodedBytes(tensor.encoding, k);
+  return {tensor.offset + rows.low * row_bytes, (rows.high - rows.low) * row_bytes};
+}
+
 Expected<PlainRows> RowReader::Read(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
                                     std::uint64_t count) {
+  const Range range = RangeOf(tensor, k, begin, count);
+  stored_.resize(range.bytes);
+  EM_RETURN_IF_ERROR(read_(tensor.file, range.offset, stored_.data(), stored_.size()));
+  return From(stored_.data(), tensor, k, begin, count);
+}
+
+Expected<PlainRows> RowReader::From(const std::byte* stored, const TensorData& tensor, std::uint64_t k,
+                                    std::uint64_t begin, std::uint64_t count) {
   EM_CHECK(k % BlockValues(tensor.encoding) == 0, "k={} encoding={}", k, NameOf(tensor.encoding));
   if (tensor.order.columns > 0) return ReadColumns(tensor, k, begin, count);
   const std::uint64_t row_bytes = EncodedBytes(tensor.encoding, k);
-  // All that lies between the first and the last of the rows: in every order that is a few rows more at most,
-  // or every other row.
-  std::uint64_t low = std::numeric_limits<std::uint64_t>::max(), high = 0;
-  for (std::uint64_t row = begin; row < begin + count; ++row) {
-    const std::uint64_t at = tensor.order.StoredRow(row);
-    low = std::min(low, at);
-    high = std::max(high, at + 1);
-  }
-  stored_.resize((high - low) * row_bytes);
-  EM_RETURN_IF_ERROR(read_(tensor.file, tensor.offset + low * row_bytes, stored_.data(), stored_.size()));
-
+  const StoredRows rows = StoredRowsOf(tensor, begin, count);
   const auto type = PlainType(tensor.encoding);
-  if (type && tensor.order.InOrder() && !tensor.scales) return PlainRows{*type, stored_.data()};
+  if (type && tensor.order.InOrder() && !tensor.scales) return PlainRows{*type, stored};
   const bool decode = !type || tensor.scales;
   const std::uint64_t plain_row = decode ? k * sizeof(float) : row_bytes;
   plain_.resize(count * plain_row);
   for (std::uint64_t row = 0; row < count; ++row) {
-    const std::byte* from = stored_.data() + (tensor.order.StoredRow(begin + row) - low) * row_bytes;
+    const std::byte* from = stored + (tensor.order.StoredRow(begin + row) - rows.low) * row_bytes;
     std::byte* to = plain_.data() + row * plain_row;
     if (decode)
       Decode(tensor.encoding, from, k, reinterpret_cast<float*>(to));
     else
       std::memcpy(to, from, row_bytes);
   }
-  if (tensor.scales) EM_RETURN_IF_ERROR(Scale(tensor, k, begin, count, low, high));
+  if (tensor.scales) EM_RETURN_IF_ERROR(Scale(tensor, k, begin, count, rows));
   return PlainRows{decode ? DType::kF32 : *type, plain_.data()};
 }
 
@@ -68,11 +86,11 @@ Expected<PlainRows> RowReader::ReadColumns(const TensorData& tensor, std::uint64
 }
 
 Status RowReader::Scale(const TensorData& tensor, std::uint64_t k, std::uint64_t begin, std::uint64_t count,
-                        std::uint64_t low, std::uint64_t high) {
+                        StoredRows stored) {
   const BlockScales& scales = *tensor.scales;
   const std::uint64_t columns = (k + scales.block_columns - 1) / scales.block_columns;
-  const std::uint64_t first = low / scales.block_rows;
-  const std::uint64_t rows = (high - 1) / scales.block_rows - first + 1;
+  const std::uint64_t first = stored.low / scales.block_rows;
+  const std::uint64_t rows = (stored.high - 1) / scales.block_rows - first + 1;
   const std::uint64_t row_bytes = EncodedBytes(scales.encoding, columns);
   stored_.resize(rows * row_bytes);  // the values are decoded: its memory is free
   EM_RETURN_IF_ERROR(read_(scales.file, scales.offset + first * row_bytes, stored_.data(), stored_.size()));

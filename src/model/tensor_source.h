@@ -73,14 +73,31 @@ class RowReader {
   Expected<PlainRows> Read(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
                            std::uint64_t count);
 
+  // The same in two steps, for who reads ahead: the bytes of the tensor's file among which those rows lie,
+  // and the rows from these bytes (any alignment), which stay as long as the rows are used. Scales that lie
+  // apart are still read, and so are matrices that are stored transposed: their range is empty.
+  struct Range {
+    std::uint64_t offset = 0;
+    std::uint64_t bytes = 0;
+  };
+  static Range RangeOf(const TensorData& tensor, std::uint64_t k, std::uint64_t begin, std::uint64_t count);
+  Expected<PlainRows> From(const std::byte* stored, const TensorData& tensor, std::uint64_t k,
+                           std::uint64_t begin, std::uint64_t count);
+
  private:
   // Of a matrix that is stored transposed: one read for each of its k lines, of as much as the rows need.
   Expected<PlainRows> ReadColumns(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
                                   std::uint64_t count);
 
-  // `low`, `high`: the stored rows among which those are.
+  // The stored rows among which those are.
+  struct StoredRows {
+    std::uint64_t low = 0;
+    std::uint64_t high = 0;
+  };
+  static StoredRows StoredRowsOf(const TensorData& tensor, std::uint64_t begin, std::uint64_t count);
+
   Status Scale(const TensorData& tensor, std::uint64_t k, std::uint64_t begin, std::uint64_t count,
-               std::uint64_t low, std::uint64_t high);
+               StoredRows rows);
 
   ReadBytes read_;
   std::vector<std::byte> stored_, plain_;

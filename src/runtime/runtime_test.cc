@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -186,11 +187,12 @@ TEST(Exchange, SamplingSurvivesTheTrip) {
 
 class MemoryOwnerTest : public ::testing::Test {
  protected:
-  static Expected<std::unique_ptr<MemoryOwner>> Create(int devices, bool apart) {
+  static Expected<std::unique_ptr<MemoryOwner>> Create(int devices, bool apart, bool standby_memory = false) {
     HmmOptions options;
     options.model = ELASTICMOE_MODELS "/demo";
     options.max_devices = 4;
     options.domain_per_device = apart;
+    options.standby_memory = standby_memory;
     options.kv_memory_bytes = 2 << 20;
     options.pages = PageKind::kSmall;
     std::vector<DeviceId> members;
@@ -236,6 +238,44 @@ TEST_F(MemoryOwnerTest, CopiesExpertsBetweenDomainsAndRefusesToLoseOne) {
   EXPECT_FALSE(owner.CloseDomain(DomainId(2)));  // it now holds the only ones
   EXPECT_TRUE(owner.CopyExperts(DomainId(2), DomainId(1), moved));
   EXPECT_TRUE(owner.CloseDomain(DomainId(2)));
+}
+
+TEST_F(MemoryOwnerTest, MemoryIsHeldReadyForTheNextDomain) {
+  auto created = Create(2, true, true);
+  ASSERT_TRUE(created) << created.error().message;
+  MemoryOwner& owner = **created;
+  ASSERT_TRUE(owner.Load());
+  const auto held = [&](int domain) {
+    struct stat info = {};
+    EXPECT_EQ(::fstat(owner.DomainFd(DomainId(domain)), &info), 0);
+    return static_cast<std::uint64_t>(info.st_blocks) * 512;
+  };
+  const auto back_all = [&] {
+    while (owner.BackStandby()) {
+    }
+    return owner.StandbyBytes();
+  };
+  EXPECT_EQ(owner.StandbyBytes(), 0u);
+  const std::uint64_t first = back_all();
+  EXPECT_GT(first, owner.SharedBytes() + 5 * 16 / 3 * 196'608);
+  EXPECT_LT(first, held(0));  // a third of the experts, and the first part of the KV
+  EXPECT_EQ(back_all(), first);
+  ASSERT_TRUE(owner.OpenDomain(DomainId(2)));
+  EXPECT_EQ(owner.StandbyBytes(), 0u);
+  EXPECT_EQ(held(2), first);
+  ASSERT_TRUE(owner.CopyShared(DomainId(2), 0, owner.SharedBytes()));
+  const ExpertId copied[] = {{0, 0}, {1, 1}};
+  ASSERT_TRUE(owner.CopyExperts(DomainId(0), DomainId(2), copied));
+  EXPECT_EQ(held(2), first);
+  // The closed domain's memory waits for the next; one beyond the last device's is not asked for.
+  ASSERT_TRUE(owner.CloseDomain(DomainId(2)));
+  EXPECT_EQ(owner.StandbyBytes(), first);
+  ASSERT_TRUE(owner.OpenDomain(DomainId(3)));
+  EXPECT_EQ(held(3), first);
+  EXPECT_EQ(owner.Describe().Find(DomainId(3))->expert_offsets[0], -1);
+  EXPECT_LT(back_all(), first);  // for one of four domains
+  ASSERT_TRUE(owner.OpenDomain(DomainId(2)));
+  EXPECT_EQ(back_all(), 0u);
 }
 
 TEST_F(MemoryOwnerTest, KvGrowsAndShrinksByDevice) {

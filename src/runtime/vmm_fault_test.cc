@@ -103,6 +103,7 @@ class MemoryOwnerFaultTest : public ::testing::Test {
     options.kv_memory_bytes = 2 << 20;
     options.kv_room_bytes = 8 << 20;
     options.pages = PageKind::kSmall;  // what is given back, is given back to the byte
+    options.load_threads = 1;          // faults are a thread's own
     return MemoryOwner::Create(options,
                                core::EvenPlacement(Epoch(1), std::vector{DeviceId(0), DeviceId(1)}, 5, 16));
   }

@@ -139,6 +139,14 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
   return facts;
 }
 
+// On a connection of its own: any thread may ask.
+std::uint64_t ElasticEngine::StandbyBytes() const {
+  auto hmm = HmmClient::Connect(options_.hmm_socket);
+  if (!hmm) return 0;
+  const auto answer = (*hmm)->Call({{"op", "accounts"}});
+  return answer ? answer->body.value("standby_bytes", std::uint64_t{0}) : 0;
+}
+
 Status ElasticEngine::CheckGrowth(int devices) const {
   const core::PlanFacts facts = BaseFacts();
   core::GrowthRequest request;
@@ -148,7 +156,7 @@ Status ElasticEngine::CheckGrowth(int devices) const {
   request.all_expert_bytes = facts.expert_bytes * facts.layers * facts.experts;
   request.kv_memory_bytes = kv_memory_bytes_;
   request.domain_per_device = options_.domain_per_device;
-  request.available_bytes = AvailableMemory();
+  request.available_bytes = AvailableMemory() + (options_.domain_per_device ? StandbyBytes() : 0);
   return core::CheckGrowth(request);
 }
 

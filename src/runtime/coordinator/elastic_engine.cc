@@ -45,6 +45,7 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   options.kv_room_bytes = options_.kv_room_bytes;
   options.device_memory_bytes = options_.device_memory_bytes;
   options.pages = options_.pages;
+  options.standby_memory = options_.domain_per_device && options_.standby > 0;
   options.linger_seconds = options_.linger_seconds;
   options.log_level = options_.log_level;
   return options;

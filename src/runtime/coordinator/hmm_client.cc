@@ -95,6 +95,7 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Start(const HmmOptions& options,
                      "--log-level",
                      options.log_level};
   if (options.domain_per_device) spawn.arguments.push_back("--domain-per-device");
+  if (options.standby_memory) spawn.arguments.push_back("--standby-memory");
   EM_ASSIGN_OR_RETURN(Process process, SpawnSelf(spawn));
   for (int attempt = 0; attempt < 2000; ++attempt) {
     if (auto connected = Connect(options.socket)) {

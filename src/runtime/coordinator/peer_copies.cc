@@ -12,7 +12,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // A call moves about so much: a millisecond or two.
-constexpr std::uint64_t kSliceBytes = std::uint64_t{8} << 20;
+constexpr std::uint64_t kSliceBytes = std::uint64_t{16} << 20;
 
 Json Pair(int layer, int expert) {
   return Json::array({layer, expert});

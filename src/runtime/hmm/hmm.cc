@@ -5,12 +5,14 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <list>
 #include <optional>
 #include <thread>
 
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
@@ -21,6 +23,10 @@
 
 namespace elasticmoe::runtime {
 namespace {
+
+constexpr std::int64_t kPollNs = 1'000'000'000;
+constexpr std::int64_t kIdleNs = 300'000'000;  // this long after a request, work on standby memory begins
+constexpr std::int64_t kStandbyPause = 3;      // times as long as a piece of it took
 
 struct Connection {
   Channel channel;
@@ -39,7 +45,10 @@ class Hmm {
       std::vector<pollfd> polled{{listener_.fd(), POLLIN, 0}};
       for (const Connection& connection : connections_)
         polled.push_back({connection.channel.fd(), POLLIN, 0});
-      ::poll(polled.data(), polled.size(), 1000);
+      if (::poll(polled.data(), polled.size(), static_cast<int>(standby_wait_ns_ / 1'000'000)) == 0)
+        BackStandby();
+      else
+        standby_wait_ns_ = kIdleNs;
       if (polled[0].revents != 0)
         if (auto channel = listener_.Accept()) connections_.push_back(Connection{std::move(*channel)});
       std::size_t index = 1;
@@ -61,6 +70,15 @@ class Hmm {
 
  private:
   enum class State { kEmpty, kLoading, kReady, kFailed };
+
+  // While nobody asks for anything, and a part of the time only: clearing memory takes a core and bandwidth
+  // from the devices.
+  void BackStandby() {
+    const std::int64_t begin = Now();
+    const bool more = state_.load(std::memory_order_acquire) == State::kReady && owner_->BackStandby();
+    standby_wait_ns_ =
+        more ? std::clamp<std::int64_t>(kStandbyPause * (Now() - begin), 1'000'000, kIdleNs) : kPollNs;
+  }
 
   Expected<Json> Load(const Json& request) {
     if (owner_) return Fail(ErrorCode::kFailedPrecondition, "loading: it is done or under way");
@@ -152,7 +170,8 @@ class Hmm {
       Json attached = Json::array();
       for (const Connection& connection : connections_)
         if (connection.device >= 0) attached.push_back(connection.device);
-      return Json{{"domains", owner_->Accounts()}, {"attached", attached}};
+      return Json{
+          {"domains", owner_->Accounts()}, {"attached", attached}, {"standby_bytes", owner_->StandbyBytes()}};
     }
     if (op == "set_kv") {
       EM_ASSIGN_OR_RETURN(const auto chunks,
@@ -213,6 +232,7 @@ class Hmm {
   std::atomic<State> state_{State::kEmpty};
   Error failure_;  // written before state_ becomes kFailed
   bool stopping_ = false;
+  std::int64_t standby_wait_ns_ = kIdleNs;
   std::jthread loader_;
 };
 

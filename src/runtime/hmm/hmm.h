@@ -11,7 +11,7 @@
 //   {"op":"record","placement":{...}} -> {}  the placement that serves now; kept for the coordinator that
 //   adopts this HMM after a crash of the one before: {"op":"recorded"} -> {"placement":{...}}
 //   {"op":"describe"}          -> MemoryMap, with a descriptor a domain in the order of `domains`
-//   {"op":"accounts"}          -> pages by use and device, and who is attached
+//   {"op":"accounts"}          -> pages by use and device, who is attached, and "standby_bytes", held ready
 //   {"op":"set_kv","domain","device","chunks"}         -> {"kv_chunks":[...]}  grow or shrink (from the end)
 //   {"op":"open_domain","domain"} / {"op":"close_domain","domain"}       -> {"shared_bytes"}
 //   {"op":"shared_bytes"}                                                -> {"shared_bytes"}
@@ -48,8 +48,9 @@ struct HmmOptions {
   std::size_t kv_room_bytes = 0;        // addresses a device's KV may grow into; 0 = as much as it has
   std::size_t device_memory_bytes = 0;  // 0 = no limit but the machine's
   PageKind pages = PageKind::kTransparentHuge;
+  bool standby_memory = false;  // with domain_per_device: the memory of one more domain is held ready
   int linger_seconds = 30;
-  int load_threads = 2;
+  int load_threads = 0;  // 0 = one for each core that it may use
   std::string log_level = "info";
 };
 

@@ -1,16 +1,14 @@
 #include "runtime/hmm/loader.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
+#include <array>
 #include <mutex>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
-#include "runtime/fd.h"
+#include "runtime/hmm/weight_files.h"
 
 namespace elasticmoe::runtime {
 namespace {
@@ -19,22 +17,42 @@ namespace {
 // read, decoding and packing.
 constexpr std::uint64_t kSliceValues = 1 << 18;
 
-Status ReadAt(int fd, const std::filesystem::path& path, std::uint64_t offset, std::byte* out,
-              std::uint64_t bytes) {
-  while (bytes > 0) {
-    const ssize_t got = ::pread(fd, out, bytes, static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return Fail(ErrorCode::kUnavailable, "reading {}: {}", path.string(), std::strerror(errno));
-    if (got == 0)
-      return Fail(ErrorCode::kDataLoss,
-                  "reading {}: it ends at byte {}, {} bytes of a tensor are missing; fetch it again",
-                  path.string(), offset, bytes);
-    out += got;
-    offset += static_cast<std::uint64_t>(got);
-    bytes -= static_cast<std::uint64_t>(got);
+// Rows of a tensor: the unit of reading and packing.
+struct Slice {
+  std::size_t tensor = 0;
+  std::uint64_t row = 0;
+  std::uint64_t rows = 0;
+};
+
+// About where in its blob rows of a tensor land: from one tensor's offset to the next, in proportion. Only
+// where memory is backed first depends on it.
+class Extents {
+ public:
+  Extents(const model::Checkpoint& checkpoint, const compute::WeightLayout& layout) {
+    ends_[0] = {layout.SharedBytes()};
+    ends_[1] = {layout.ExpertBytes()};
+    for (const model::TensorSource& source : checkpoint.tensors)
+      ends_[model::OfExpert(source.tensor.role)].push_back(
+          layout.Place(source.tensor.role, source.tensor.layer).offset);
+    for (auto& ends : ends_) std::ranges::sort(ends);
   }
-  return {};
-}
+
+  // Of the first row, and bytes.
+  std::pair<std::size_t, std::size_t> Of(const model::TensorSource& source, const compute::TensorPlace& place,
+                                         const Slice& slice) const {
+    const std::vector<std::size_t>& ends = ends_[model::OfExpert(source.tensor.role)];
+    const auto end = std::ranges::upper_bound(ends, place.offset);
+    if (end == ends.end()) return {place.offset, 0};
+    const std::size_t bytes = *end - place.offset;
+    const auto rows = static_cast<std::uint64_t>(place.n_fused);
+    const std::uint64_t first = place.row_begin + slice.row;
+    const std::size_t from = bytes * first / rows, to = bytes * (first + slice.rows) / rows;
+    return {place.offset + from, to - from};
+  }
+
+ private:
+  std::array<std::vector<std::size_t>, 2> ends_;  // of the shared blob, of an expert's; sorted
+};
 
 }  // namespace
 
@@ -50,52 +68,17 @@ int MoeLayerCount(const core::ModelSpec& spec) {
       std::count_if(spec.layers.begin(), spec.layers.end(), [](const auto& layer) { return layer.moe; }));
 }
 
-Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLayout& layout,
-                   const LoadTarget& target, int threads, std::atomic<std::uint64_t>& loaded_bytes) {
-  std::vector<Fd> files;
-  for (const auto& path : checkpoint.files) {
-    files.emplace_back(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    if (!files.back())
-      return Fail(ErrorCode::kUnavailable, "opening {}: {}", path.string(), std::strerror(errno));
-  }
-  const std::vector<int> moe_index = MoeIndex(checkpoint.spec);
+Status ForEach(std::size_t count, int threads, const std::function<Status(std::size_t)>& work) {
   std::atomic<std::size_t> next{0};
   std::mutex mutex;
   Status failure;
-
-  const auto read = [&](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
-    return ReadAt(files[file].get(), checkpoint.files[file], offset, out, bytes);
-  };
-  const auto load_tensor = [&](const model::TensorSource& source, model::RowReader& reader) -> Status {
-    const compute::TensorPlace& place = layout.Place(source.tensor.role, source.tensor.layer);
-    std::byte* blob = model::OfExpert(source.tensor.role)
-                          ? target.expert(moe_index[source.tensor.layer], source.tensor.expert)
-                          : target.shared;
-    const std::uint64_t row_bytes = model::EncodedBytes(source.encoding, place.k);
-    EM_CHECK(row_bytes * place.n == source.bytes, "tensor={} bytes={}", source.tensor.name, source.bytes);
-    const std::uint64_t slice_rows = std::clamp<std::uint64_t>(kSliceValues / place.k, 1, place.n);
-    for (std::uint64_t row = 0; row < std::uint64_t(place.n); row += slice_rows) {
-      const std::uint64_t rows = std::min<std::uint64_t>(slice_rows, place.n - row);
-      EM_ASSIGN_OR_RETURN(const model::PlainRows values, reader.Read(source, place.k, row, rows));
-      compute::TensorPlace part = place;
-      part.row_begin += static_cast<int>(row);
-      part.n = static_cast<int>(rows);
-      compute::PackTensor(part, values.data, values.type, blob);
-      loaded_bytes.fetch_add(rows * row_bytes, std::memory_order_relaxed);
-    }
-    return {};
-  };
   const auto run = [&] {
-    model::RowReader reader(read);
-    for (;;) {
-      const std::size_t index = next.fetch_add(1);
-      if (index >= checkpoint.tensors.size()) return;
-      if (Status status = load_tensor(checkpoint.tensors[index], reader); !status) {
-        const std::scoped_lock lock(mutex);
-        if (failure) failure = std::move(status);
-        next.store(checkpoint.tensors.size());
-        return;
-      }
+    for (std::size_t i; (i = next.fetch_add(1)) < count;) {
+      Status status = work(i);
+      if (status) continue;
+      next.store(count);
+      const std::scoped_lock lock(mutex);
+      if (failure) failure = std::move(status);
     }
   };
   std::vector<std::jthread> helpers;
@@ -103,6 +86,70 @@ Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLay
   run();
   helpers.clear();  // joins
   return failure;
+}
+
+Expected<LoadReport> LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLayout& layout,
+                                 const LoadTarget& target, int threads,
+                                 std::atomic<std::uint64_t>& loaded_bytes) {
+  EM_ASSIGN_OR_RETURN(const auto files, WeightFiles::Open(checkpoint.files));
+  const std::vector<int> moe_index = MoeIndex(checkpoint.spec);
+  const Extents extents(checkpoint, layout);
+
+  std::vector<Slice> slices;
+  std::vector<FilePiece> pieces;
+  for (std::size_t i = 0; i < checkpoint.tensors.size(); ++i) {
+    const model::TensorSource& source = checkpoint.tensors[i];
+    const compute::TensorPlace& place = layout.Place(source.tensor.role, source.tensor.layer);
+    const auto k = static_cast<std::uint64_t>(place.k), n = static_cast<std::uint64_t>(place.n);
+    EM_CHECK(model::EncodedBytes(source.encoding, k) * n == source.bytes, "tensor={} bytes={}",
+             source.tensor.name, source.bytes);
+    // Whole panels, where a panel is not too much.
+    std::uint64_t most = std::max<std::uint64_t>(kSliceValues / k, 1);
+    if (most > compute::kPanel) most -= most % compute::kPanel;
+    for (std::uint64_t row = 0; row < n; row += most) {
+      slices.push_back({i, row, std::min(most, n - row)});
+      const auto range = model::RowReader::RangeOf(source, k, row, slices.back().rows);
+      pieces.push_back({source.file, range.offset, range.bytes});
+    }
+  }
+  files->SetPieces(std::move(pieces));
+
+  const auto pack = [&](model::RowReader& reader, const Slice& slice, const std::byte* stored) -> Status {
+    const model::TensorSource& source = checkpoint.tensors[slice.tensor];
+    compute::TensorPlace place = layout.Place(source.tensor.role, source.tensor.layer);
+    std::byte* blob = model::OfExpert(source.tensor.role)
+                          ? target.expert(moe_index[source.tensor.layer], source.tensor.expert)
+                          : target.shared;
+    const auto [from, bytes] = extents.Of(source, place, slice);
+    EM_RETURN_IF_ERROR(target.back(blob + from, bytes));
+    EM_ASSIGN_OR_RETURN(const model::PlainRows values,
+                        reader.From(stored, source, place.k, slice.row, slice.rows));
+    place.row_begin += static_cast<int>(slice.row);
+    place.n = static_cast<int>(slice.rows);
+    compute::PackTensor(place, values.data, values.type, blob);
+    loaded_bytes.fetch_add(slice.rows * model::EncodedBytes(source.encoding, place.k),
+                           std::memory_order_relaxed);
+    return {};
+  };
+  std::atomic<bool> failed{false};
+  EM_RETURN_IF_ERROR(ForEach(static_cast<std::size_t>(threads), threads, [&](std::size_t) -> Status {
+    model::RowReader reader([&](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
+      return files->ReadAt(file, offset, out, bytes);
+    });
+    WeightFiles::Piece piece;
+    const auto run = [&]() -> Status {
+      while (!failed.load(std::memory_order_relaxed)) {
+        EM_ASSIGN_OR_RETURN(const bool more, files->Next(piece));
+        if (!more) break;
+        EM_RETURN_IF_ERROR(pack(reader, slices[piece.index()], piece.data()));
+      }
+      return {};
+    };
+    Status status = run();
+    if (!status) failed.store(true, std::memory_order_relaxed);
+    return status;
+  }));
+  return LoadReport{files->totals().cached_bytes, files->totals().disk_bytes};
 }
 
 }  // namespace elasticmoe::runtime

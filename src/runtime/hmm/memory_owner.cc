@@ -2,15 +2,23 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
 
 #include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "core/placement/placement.h"
+#include "runtime/hmm/backing.h"
 #include "runtime/hmm/loader.h"
+#include "runtime/process.h"
 
 namespace elasticmoe::runtime {
+namespace {
+
+// The machine's memory is busy long before more threads than this.
+constexpr int kMostLoadThreads = 32;
+
+}  // namespace
+
 MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan)
     : options_(std::move(options)),
       checkpoint_(std::move(checkpoint)),
@@ -18,7 +26,10 @@ MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core:
       kv_layout_(compute::KvLayout::Of(checkpoint_.spec, options_.kv_element_bytes)),
       plan_(plan),
       moe_layers_(MoeLayerCount(checkpoint_.spec)),
-      fingerprint_(HmmFingerprint(options_)) {
+      fingerprint_(HmmFingerprint(options_)),
+      threads_(options_.load_threads > 0
+                   ? options_.load_threads
+                   : std::clamp(static_cast<int>(AllowedCpus().size()), 1, kMostLoadThreads)) {
   for (const auto& tensor : checkpoint_.tensors) total_bytes_ += tensor.bytes;
 }
 
@@ -102,23 +113,14 @@ MemoryOwner::Domain* MemoryOwner::FindDomain(DomainId id) const {
 
 Status MemoryOwner::Load() {
   loaded_bytes_ = 0;  // of an attempt that failed
-  // Shared weights and experts of a new pool are one run from its start: backed in one go, in huge pages.
-  std::uint64_t weight_bytes = 0;
-  std::uint64_t huge_bytes = 0;
+  // Shared weights, experts and KV chunks of a new pool are one run from its start.
+  std::vector<Backing> backings;
   for (const auto& domain : domains_) {
     std::uint32_t end = domain->shared.first + domain->shared.count;
     for (const core::PageRun run : domain->experts) end = std::max(end, run.first + run.count);
-    const std::size_t bytes = std::size_t(end) * plan_.page_bytes;
-    EM_RETURN_IF_ERROR(Populate(domain->mapping.data(), bytes, options_.pages));
-    weight_bytes += bytes;
-    huge_bytes += std::min(bytes, HugeMapped(domain->mapping.data()));
+    for (const core::PageRun run : domain->kv_chunks) end = std::max(end, run.first + run.count);
+    backings.emplace_back(domain->mapping.data(), std::size_t(end) * plan_.page_bytes, options_.pages);
   }
-  huge_share_ = weight_bytes == 0 ? 0 : static_cast<double>(huge_bytes) / static_cast<double>(weight_bytes);
-  if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
-    LogWarn(
-        "{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
-        "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
-        huge_share_ * 100);
 
   LoadTarget target;
   target.shared = At(*domains_.front(), domains_.front()->shared);
@@ -128,26 +130,36 @@ Status MemoryOwner::Load() {
         return At(*domain, run);
     EM_CHECK(false, "layer={} expert={} has no pages", layer, expert);
   };
-  EM_RETURN_IF_ERROR(LoadWeights(checkpoint_, layout_, target, options_.load_threads, loaded_bytes_));
-  domains_.front()->has_shared = true;
-  for (std::size_t i = 1; i < domains_.size(); ++i) {
-    CopyPastCaches(At(*domains_[i], domains_[i]->shared), target.shared, layout_.SharedBytes());
-    domains_[i]->has_shared = true;
+  target.back = [&](const std::byte* data, std::size_t bytes) -> Status {
+    for (Backing& backing : backings)
+      if (backing.Holds(data)) return backing.Back(data, bytes);
+    EM_CHECK(false, "bytes={} are in no domain", bytes);
+  };
+  const std::int64_t start = Now();
+  EM_ASSIGN_OR_RETURN(const LoadReport report,
+                      LoadWeights(checkpoint_, layout_, target, threads_, loaded_bytes_));
+  const double mebibytes = 1.0 / (1 << 20), seconds = static_cast<double>(Now() - start) * 1e-9;
+  LogInfo("read and packed {:.1f} MiB from the page cache and {:.1f} MiB past it in {:.2f} s, {} threads",
+          static_cast<double>(report.cached_bytes) * mebibytes,
+          static_cast<double>(report.disk_bytes) * mebibytes, seconds, threads_);
+  EM_RETURN_IF_ERROR(CopyLoaded(target.back));
+  for (Backing& backing : backings)
+    EM_RETURN_IF_ERROR(ForEach((backing.bytes() + kHugePage - 1) / kHugePage, threads_, [&](std::size_t i) {
+      return backing.Back(backing.data() + i * kHugePage, 1);
+    }));
+  for (const auto& domain : domains_) domain->has_shared = true;
+
+  std::uint64_t bytes = 0, huge_bytes = 0;
+  for (const Backing& backing : backings) {
+    bytes += backing.bytes();
+    huge_bytes += std::min(backing.bytes(), HugeMapped(backing.data()));
   }
-  // Further owners of an expert get it from the first.
-  for (std::size_t i = 0; i < domains_.front()->experts.size(); ++i) {
-    const std::byte* loaded = nullptr;
-    for (const auto& domain : domains_) {
-      if (domain->experts[i].count == 0) continue;
-      std::byte* here = At(*domain, domain->experts[i]);
-      if (loaded != nullptr) CopyPastCaches(here, loaded, layout_.ExpertBytes());
-      loaded = here;
-    }
-  }
-  for (const auto& domain : domains_)
-    for (const core::PageRun run : domain->kv_chunks)
-      EM_RETURN_IF_ERROR(
-          Populate(At(*domain, run), std::size_t(run.count) * plan_.page_bytes, options_.pages));
+  huge_share_ = static_cast<double>(huge_bytes) / static_cast<double>(bytes);
+  if (options_.pages != PageKind::kSmall && huge_share_ < 0.5)
+    LogWarn(
+        "{:.0f} % of the weights are in huge pages: attaching and remapping will be slow; set "
+        "/sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
+        huge_share_ * 100);
   return {};
 }
 
@@ -244,134 +256,12 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
   return offsets;
 }
 
-Status MemoryOwner::OpenDomain(DomainId id) {
-  if (!options_.domain_per_device)
-    return Fail(ErrorCode::kFailedPrecondition, "opening a domain: all devices share one");
-  if (FindDomain(id) != nullptr) return Fail(ErrorCode::kAlreadyExists, "opening domain={}: it is open", id);
-  EM_ASSIGN_OR_RETURN(auto domain, MakeDomain(id));
-  EM_ASSIGN_OR_RETURN(domain->shared,
-                      domain->pool.Allocate(plan_.shared_pages, core::PageTag::kShared, DeviceId(id.value)));
-  domains_.push_back(std::move(domain));
-  return {};
-}
-
-Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes) {
-  Domain* target = FindDomain(to);
-  const auto source = std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) {
-    return domain->has_shared && domain->id != to;
-  });
-  if (target == nullptr || source == domains_.end())
-    return Fail(ErrorCode::kNotFound, "copying shared weights: domain={} is not open, or no other has them",
-                to);
-  if (offset > SharedBytes() || bytes > SharedBytes() - offset)
-    return Fail(ErrorCode::kInvalidArgument, "copying shared weights: offset={} bytes={} (limit={})", offset,
-                bytes, SharedBytes());
-  CopyReport report;
-  std::byte* here = At(*target, target->shared) + offset;
-  EM_RETURN_IF_ERROR(Populate(here, bytes, options_.pages));
-  const std::int64_t start = Now();
-  CopyPastCaches(here, At(**source, (*source)->shared) + offset, bytes);
-  report.bytes = bytes;
-  report.duration_ns = Now() - start;
-  if (offset + bytes == SharedBytes()) target->has_shared = true;
-  return report;
-}
-
-Status MemoryOwner::CloseDomain(DomainId id) {
-  const auto at =
-      std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) { return domain->id == id; });
-  if (at == domains_.end()) return Fail(ErrorCode::kNotFound, "closing domain={}: it does not exist", id);
-  for (std::size_t i = 0; i < (*at)->experts.size(); ++i) {
-    if ((*at)->experts[i].count == 0) continue;
-    const bool elsewhere = std::any_of(domains_.begin(), domains_.end(), [&](const auto& domain) {
-      return domain->id != id && domain->experts[i].count > 0;
-    });
-    if (!elsewhere)
-      return Fail(ErrorCode::kFailedPrecondition,
-                  "closing domain={}: layer={} expert={} is nowhere else; move it first", id,
-                  i / checkpoint_.spec.moe.experts, i % checkpoint_.spec.moe.experts);
-  }
-  domains_.erase(at);
-  return {};
-}
-
 Status MemoryOwner::CheckExperts(std::span<const ExpertId> experts) const {
   for (const ExpertId id : experts)
     if (id.layer < 0 || id.layer >= moe_layers_ || id.expert < 0 || id.expert >= checkpoint_.spec.moe.experts)
       return Fail(ErrorCode::kInvalidArgument, "naming an expert: layer={} expert={} (limits={}, {})",
                   id.layer, id.expert, moe_layers_, checkpoint_.spec.moe.experts);
   return {};
-}
-
-Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts) {
-  EM_RETURN_IF_ERROR(CheckExperts(experts));
-  Domain* source = FindDomain(from);
-  Domain* target = FindDomain(to);
-  if (source == nullptr || target == nullptr || source == target)
-    return Fail(ErrorCode::kNotFound, "copying experts: from={} to={} are no two open domains", from, to);
-  for (const ExpertId id : experts)
-    if (source->experts[IndexOf(id)].count == 0)
-      return Fail(ErrorCode::kNotFound, "copying experts: layer={} expert={} is not in domain={}", id.layer,
-                  id.expert, from);
-  CopyReport report;
-  std::vector<std::pair<ExpertId, core::PageRun>> taken;
-  const auto undo = [&] {
-    for (const auto& [id, run] : taken) Release(*target, run);
-  };
-  for (const ExpertId id : experts) {
-    if (target->experts[IndexOf(id)].count > 0) continue;  // there already: the answer is the same
-    auto run = target->pool.Allocate(plan_.pages_per_expert, core::PageTag::kExpert, DeviceId(to.value));
-    if (!run) {
-      undo();
-      return tl::unexpected<Error>(std::move(run.error()));
-    }
-    taken.emplace_back(id, *run);
-  }
-  // Neighbours are backed together: an expert alone may hold no whole huge page.
-  for (std::size_t i = 0; i < taken.size();) {
-    core::PageRun span = taken[i].second;
-    for (++i; i < taken.size() && taken[i].second.first == span.first + span.count; ++i)
-      span.count += taken[i].second.count;
-    if (Status backed =
-            Populate(At(*target, span), std::size_t(span.count) * plan_.page_bytes, options_.pages);
-        !backed) {
-      undo();
-      return tl::unexpected<Error>(std::move(backed.error()));
-    }
-  }
-  const std::int64_t start = Now();
-  for (const auto& [id, run] : taken) {
-    CopyPastCaches(At(*target, run), At(*source, source->experts[IndexOf(id)]), layout_.ExpertBytes());
-    report.bytes += layout_.ExpertBytes();
-  }
-  report.duration_ns = Now() - start;
-  for (const auto& [id, run] : taken) target->experts[IndexOf(id)] = run;
-  for (const ExpertId id : experts)
-    report.offsets.push_back(static_cast<std::int64_t>(OffsetOf(target->experts[IndexOf(id)])));
-  return report;
-}
-
-Expected<int> MemoryOwner::DropExperts(DomainId id, std::span<const ExpertId> experts) {
-  EM_RETURN_IF_ERROR(CheckExperts(experts));
-  Domain* domain = FindDomain(id);
-  if (domain == nullptr) return Fail(ErrorCode::kNotFound, "dropping experts: domain={} does not exist", id);
-  for (const ExpertId expert : experts) {
-    const bool elsewhere = std::any_of(domains_.begin(), domains_.end(), [&](const auto& other) {
-      return other.get() != domain && other->experts[IndexOf(expert)].count > 0;
-    });
-    if (domain->experts[IndexOf(expert)].count > 0 && !elsewhere)
-      return Fail(ErrorCode::kFailedPrecondition, "dropping experts: layer={} expert={} is nowhere else",
-                  expert.layer, expert.expert);
-  }
-  int pages = 0;
-  for (const ExpertId expert : experts) {
-    core::PageRun& run = domain->experts[IndexOf(expert)];
-    if (run.count == 0) continue;
-    pages += static_cast<int>(run.count);
-    Release(*domain, run);
-    run = core::PageRun{};
-  }
-  return pages;
 }
 
 Status MemoryOwner::MoveExperts(DeviceId device, std::span<const ExpertId> experts) {

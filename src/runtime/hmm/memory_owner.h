@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -63,6 +64,12 @@ class MemoryOwner {
   Expected<CopyReport> CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes);
   std::uint64_t SharedBytes() const { return layout_.SharedBytes(); }
   Status CloseDomain(DomainId domain);  // kFailedPrecondition where it holds the only copy of an expert
+  // With HmmOptions::standby_memory: what the next domain to be opened will need (its share of the experts
+  // and the first part of its KV) is backed ahead, a piece a call, since the machine may take milliseconds
+  // for a huge page. No more than a device may have; nothing where the machine is short of memory. False when
+  // nothing is left to do. A domain that closes leaves its memory for this.
+  bool BackStandby();
+  std::uint64_t StandbyBytes() const;  // held so
   Expected<CopyReport> CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts);
   Expected<int> DropExperts(DomainId domain, std::span<const ExpertId> experts);
   Status MoveExperts(DeviceId device, std::span<const ExpertId> experts);
@@ -90,6 +97,18 @@ class MemoryOwner {
   std::size_t IndexOf(ExpertId id) const {
     return std::size_t(id.layer) * checkpoint_.spec.moe.experts + id.expert;
   }
+  Expected<std::unique_ptr<Domain>> TakeStandby(DomainId id);
+  std::size_t StandbyTarget() const;
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    std::size_t bytes;
+  };
+  static void AddCopy(std::byte* to, const std::byte* from, std::size_t bytes, std::vector<Copy>& copies);
+  // Past the caches, on all cores: whoever computes meanwhile waits for its slowest core anyway.
+  void CopyOnAllCores(std::span<const Copy> copies) const;
+  // What is loaded once and belongs in further domains too, copied there.
+  Status CopyLoaded(const std::function<Status(const std::byte*, std::size_t)>& back);
   Status CheckExperts(std::span<const ExpertId> experts) const;
   void Release(Domain& domain, core::PageRun run);
 
@@ -101,9 +120,12 @@ class MemoryOwner {
   int moe_layers_ = 0;
   std::string fingerprint_;
   double huge_share_ = 0.0;
+  int threads_ = 1;
   std::uint64_t total_bytes_ = 0;
   std::atomic<std::uint64_t> loaded_bytes_{0};
   std::vector<std::unique_ptr<Domain>> domains_;
+  std::unique_ptr<Domain> standby_;  // holds nothing yet
+  std::size_t standby_backed_ = 0;   // bytes from its start that were gone through
 };
 
 }  // namespace elasticmoe::runtime
