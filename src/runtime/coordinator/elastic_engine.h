@@ -165,7 +165,7 @@ class ElasticEngine : public Engine {
   void StartMoves(std::vector<core::Scheduler::Move> moves);
   void TakeMoved();
   void PublishSettled();
-  std::uint64_t StandbyBytes() const;  // that the HMM holds ready for a new device
+  std::uint64_t StandbyBytes() const;          // that the HMM holds ready for a new device
   bool CopyTails(const core::StepPlan& plan);  // false: the step cannot run
   void UpdateSpin();
   void Observe(const core::ResizeEvent& event);
