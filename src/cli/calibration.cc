@@ -190,12 +190,12 @@ Expected<Calibration> Calibrate(const CalibrationOptions& options,
     EM_RETURN_IF_ERROR(MeasureSteps(*server, model, devices, out.profile.request_s, out.points, say));
   }
   if (!out.scaling_s.empty()) {
-    std::vector<double> sorted = out.scaling_s;
-    std::ranges::sort(sorted);
+    // The first growth: it touches memory that later ones find ready, and a server rarely grows twice in a
+    // row.
     const double copied = options.domain_per_device
                               ? (static_cast<double>(model.shared_bytes) + model.AllExpertBytes() / 2) / copy
                               : 0;
-    out.profile.attach_s = std::max(0.0, sorted[sorted.size() / 2] - copied);
+    out.profile.attach_s = std::max(0.0, out.scaling_s.front() - copied);
   }
   core::StepCostLearner learner(sim::CostOf(out.profile, model));
   for (int round = 0; round < kRounds; ++round)
