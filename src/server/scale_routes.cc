@@ -115,7 +115,7 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
   if (!body.is_object())
     return tl::unexpected(BadField{"", {ErrorCode::kInvalidArgument, "the body must be a JSON object"}});
   core::ResizeCommand command;
-  auto devices = Integer(body, "devices", 1);
+  auto devices = Integer(body, "devices", 0);
   if (!devices) return tl::unexpected(BadField{"devices", devices.error()});
   command.count = *devices;
   if (const auto at = body.find("remove"); at != body.end() && !at->is_null()) {
@@ -192,7 +192,8 @@ HttpResponse Cluster(const ReplicaSet& replicas) {
   Json body = {{"epoch", placement.epoch().value},
                {"replicas", replicas.Replicas()},
                {"desired", running ? running->to.size() : placement.members().size()},
-               {"active", placement.members().size()},
+               {"active", stats.devices.size()},
+               {"asleep", primary->engine->Asleep()},
                {"max_devices", replicas.options().max_devices},
                {"operation", running ? Json(running->operation) : Json()},
                {"devices", devices},

@@ -467,6 +467,44 @@ Status ElasticEngine::HoldIntake(bool hold, const std::stop_token& stop) {
   }
 }
 
+// ---------------------------------------------------------------- sleep
+
+Status ElasticEngine::Sleep() {
+  return BetweenSteps([&]() -> Status {
+    TakeMoved();
+    {
+      const std::scoped_lock lock(mutex_);
+      if (asleep_) return {};
+      if (!scheduler_->Idle() || !submitted_.empty() || mover_->Pending() > 0)
+        return Fail(ErrorCode::kFailedPrecondition, "going to sleep: there are requests");
+      asleep_ = true;  // a request that comes from now on wakes it
+    }
+    const std::scoped_lock lock(instances_mutex_);
+    for (const DeviceId member : placement_.members()) instances_->Retire(member);
+    UpdatePids();
+    Rewatch();
+    PublishStats();
+    return {};
+  });
+}
+
+Status ElasticEngine::Wake() {
+  return BetweenSteps([&]() -> Status {
+    if (!asleep_) return {};
+    const std::scoped_lock lock(instances_mutex_);
+    EM_RETURN_IF_ERROR(AttachAll());
+    {
+      const std::scoped_lock awake(mutex_);
+      asleep_ = false;
+    }
+    UpdatePids();
+    EM_RETURN_IF_ERROR(instances_->FillStandby());
+    Rewatch();
+    PublishStats();
+    return {};
+  });
+}
+
 Status ElasticEngine::Retire(DeviceId device) {
   if (PlacementNow().RankOf(device) >= 0)
     return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);

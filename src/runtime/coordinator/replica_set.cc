@@ -10,6 +10,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr int kReportsKept = 64;
+constexpr char kSleep[] = "sleep", kWake[] = "wake";  // not chosen by a caller: going to zero and back
 
 bool HandledByController(const std::string& strategy) {
   return strategy == "elastic" || strategy == "drain";
@@ -34,6 +35,7 @@ Expected<std::unique_ptr<ReplicaSet>> ReplicaSet::Start(const EngineOptions& opt
   set->spec_ = engine->Spec();
   set->max_model_len_ = engine->MaxModelLen();
   set->members_[set->next_member_++].replica = set->Wrap(std::move(engine));
+  set->Account();
   set->thread_ = std::jthread([set = set.get()](const std::stop_token& stop) { set->Loop(stop); });
   return set;
 }
@@ -55,6 +57,8 @@ ReplicaSet::~ReplicaSet() {
 std::shared_ptr<ReplicaSet::Replica> ReplicaSet::Wrap(std::unique_ptr<ElasticEngine> engine) {
   auto replica = std::make_shared<Replica>();
   replica->engine = std::move(engine);
+  replica->engine->SetStepObserver(
+      [this](const core::StepShape& shape, double seconds) { log_.Stepped(shape, seconds); });
   replica->controller = std::make_unique<ResizeController>(
       *replica->engine, [this](const core::ResizeReport& report) { Ended(report); });
   return replica;
@@ -66,6 +70,8 @@ void ReplicaSet::SetResizeObserver(std::function<void(const core::ResizeReport&)
 }
 
 void ReplicaSet::Ended(const core::ResizeReport& report) {
+  cost_.SetDevices(Now(), static_cast<int>((report.error ? report.from : report.to).size()));
+  log_.Resized(report);
   const std::scoped_lock lock(observer_mutex_);
   if (observer_) observer_(report);
 }
@@ -82,12 +88,14 @@ Status ReplicaSet::Submit(core::GenerationRequest request, Sink sink) {
   MemberId id = 0;
   std::shared_ptr<Replica> replica;
   const RequestId request_id = request.id;
+  log_.Arrived(request_id, Now(), static_cast<int>(request.prompt.size()));
   {
     const std::scoped_lock lock(mutex_);
     for (auto& [member_id, member] : members_)
       if (member.accepts && (id == 0 || member.requests < members_.at(id).requests)) id = member_id;
     if (id == 0) {
       ++refused_;
+      log_.Refused(request_id, Now(), true);
       return Fail(ErrorCode::kUnavailable, "the server is being restarted at another size; try again later");
     }
     replica = members_.at(id).replica;
@@ -100,7 +108,9 @@ Status ReplicaSet::Submit(core::GenerationRequest request, Sink sink) {
                                             Note(id, event);
                                             sink(event);
                                           });
+  if (status && replica->engine->Asleep()) WakeForRequests();
   if (!status) {
+    log_.Refused(request_id, Now(), status.error().code != ErrorCode::kInvalidArgument);
     const std::scoped_lock lock(mutex_);
     if (status.error().code == ErrorCode::kUnavailable) ++refused_;
     if (routes_.erase(request_id) > 0)
@@ -110,6 +120,7 @@ Status ReplicaSet::Submit(core::GenerationRequest request, Sink sink) {
 }
 
 void ReplicaSet::Note(MemberId id, const core::TokenEvent& event) {
+  log_.Event(event, Now());
   const std::scoped_lock lock(mutex_);
   const auto at = members_.find(id);
   if (!event.tokens.empty()) {
@@ -156,6 +167,8 @@ EngineStats ReplicaSet::Stats() const {
     used += one.kv_usage * static_cast<double>(one.kv_blocks);
     sum.kv_blocks += one.kv_blocks;
     sum.steps += one.steps;
+    for (std::size_t i = 0; i < sum.steps_by_rows.size(); ++i) sum.steps_by_rows[i] += one.steps_by_rows[i];
+    sum.step_rows += one.step_rows;
     sum.preemptions += one.preemptions;
     sum.prefix_queries += one.prefix_queries;
     sum.prefix_hits += one.prefix_hits;
@@ -168,6 +181,11 @@ EngineStats ReplicaSet::Stats() const {
       ++sum.phases[std::string(core::ToString(phase))];
   }
   sum.resizing = RunningResize().has_value();
+  Account();
+  const ServingLog::Totals totals = log_.Sums();
+  sum.cost = cost_.Read(Now(), totals.busy_device_s);
+  sum.cost.requests = totals.requests;
+  sum.cost.output_tokens = totals.output_tokens;
   sum.kv_usage = sum.kv_blocks == 0 ? 0 : used / static_cast<double>(sum.kv_blocks);
   return sum;
 }
@@ -202,9 +220,20 @@ std::shared_ptr<ReplicaSet::Replica> ReplicaSet::Primary() const {
 // ---------------------------------------------------------------- operations
 
 Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
+  auto report = StartResize(std::move(command));
+  if (report) {
+    commanded_ = Now();
+    Account();
+  }
+  return report;
+}
+
+Expected<core::ResizeReport> ReplicaSet::StartResize(core::ResizeCommand command) {
   if (auto known = FindResize(command.operation); known && !HandledByController(known->strategy)) {
-    if (known->strategy == command.strategy && static_cast<int>(known->to.size()) == command.count)
-      return *known;
+    const bool same =
+        known->strategy == command.strategy ||
+        (command.strategy == "elastic" && (known->strategy == kSleep || known->strategy == kWake));
+    if (same && static_cast<int>(known->to.size()) == command.count) return *known;
     return Fail(ErrorCode::kAlreadyExists,
                 "starting a resize: operation={} was started with another target; choose a new id",
                 command.operation);
@@ -216,6 +245,16 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
         running->operation, running->from.size(), running->to.size(), core::ToString(running->state));
   const auto primary = Primary();
   if (!primary) return Fail(ErrorCode::kUnavailable, "starting a resize: the server is being restarted");
+  const bool asleep = primary->engine->Asleep();
+  if (command.strategy == "elastic" && (asleep || command.count == 0) && command.target.empty()) {
+    if (!command.victims.empty() && asleep)
+      return Fail(ErrorCode::kInvalidArgument, "remove: the server sleeps, it has no devices");
+    command.strategy = command.count == 0 ? kSleep : kWake;
+    command.victims.clear();
+  } else if (asleep) {
+    return Fail(ErrorCode::kFailedPrecondition,
+                "starting a resize: the server sleeps; wake it first (devices=1, strategy=elastic)");
+  }
   if (HandledByController(command.strategy)) {
     if (Replicas() > 1)
       return Fail(ErrorCode::kFailedPrecondition,
@@ -223,13 +262,15 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
                   Replicas());
     return primary->controller->Start(std::move(command));
   }
-  if (command.strategy != "cold-restart" && command.strategy != "extravagant" &&
-      command.strategy != "colocated" && command.strategy != "horizontal")
+  const bool sleeps = command.strategy == kSleep && command.count == 0;
+  if (!sleeps && !(command.strategy == kWake && asleep) && command.strategy != "cold-restart" &&
+      command.strategy != "extravagant" && command.strategy != "colocated" &&
+      command.strategy != "horizontal")
     return Fail(ErrorCode::kInvalidArgument,
                 "strategy: {} is none of elastic, drain, cold-restart, extravagant, colocated, horizontal",
                 command.strategy);
   const int present = Devices();
-  if (command.count < 1 || command.count > options_.max_devices)
+  if ((command.count < 1 && !sleeps) || command.count > options_.max_devices)
     return Fail(ErrorCode::kInvalidArgument, "devices: {} is not in 1..{} (--max-devices)", command.count,
                 options_.max_devices);
   if (!command.victims.empty())
@@ -262,6 +303,65 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
   if (reports_.size() > kReportsKept) reports_.pop_front();
   changed_.notify_all();
   return report;
+}
+
+Status ReplicaSet::ResizeTo(int devices, const std::string& strategy) {
+  core::ResizeCommand command;
+  command.count = devices;
+  command.strategy = devices == 0 ? "elastic" : strategy;
+  command.operation = fmt::format("autoscale-{:x}-{}", Now(), next_operation_++);
+  EM_RETURN_IF_ERROR(StartResize(std::move(command)));
+  Account();
+  return {};
+}
+
+void ReplicaSet::WakeForRequests() {
+  core::ResizeCommand command;
+  command.count = 1;
+  command.operation = fmt::format("wake-{:x}-{}", Now(), next_operation_++);
+  // Refused where one runs: then its end looks for requests again.
+  if (StartResize(std::move(command))) Account();
+}
+
+void ReplicaSet::Account() const {
+  const auto running = RunningResize();
+  std::size_t devices = 0;
+  if (running) {
+    const std::size_t from = running->from.size(), to = running->to.size();
+    devices = running->strategy == "extravagant" ? from + to : std::max(from, to);
+  } else {
+    const std::scoped_lock lock(mutex_);
+    for (const auto& [id, member] : members_) devices += member.replica->engine->Stats().devices.size();
+  }
+  cost_.SetDevices(Now(), static_cast<int>(devices));
+}
+
+ScalingSnapshot ReplicaSet::Snapshot() {
+  const EngineStats stats = Stats();
+  ScalingSnapshot snapshot;
+  snapshot.state.devices = static_cast<int>(stats.devices.size());
+  snapshot.state.resizing = stats.resizing;
+  snapshot.state.running = stats.running;
+  snapshot.state.waiting = stats.waiting;
+  snapshot.state.waiting_prompt_tokens = stats.waiting == 0 ? 0 : log_.WaitingPromptTokens();
+  snapshot.state.kv_usage = stats.kv_usage;
+  snapshot.since = log_.Take();
+  if (const TimeNs at = commanded_; at >= 0) snapshot.commanded = at;
+  return snapshot;
+}
+
+core::ServingShape ReplicaSet::Shape() const {
+  core::ServingShape shape;
+  for (const core::LayerSpec& layer : spec_.layers) shape.moe_layers += layer.moe ? 1 : 0;
+  shape.experts = spec_.moe.experts;
+  shape.top_k = spec_.moe.top_k;
+  shape.max_step_rows = options_.max_step_rows;
+  shape.max_running = options_.max_running;
+  if (const auto primary = Primary()) {
+    shape.kv_token_bytes = primary->engine->KvTokenBytes();
+    shape.kv_tokens_per_device = static_cast<double>(options_.kv_memory_bytes) / shape.kv_token_bytes;
+  }
+  return shape;
 }
 
 Expected<core::ResizeReport> ReplicaSet::CancelResize(const std::string& operation) {
