@@ -10,6 +10,7 @@ void RegisterBench(CLI::App& app, Action& action) {
   bench->require_subcommand(1);
   RegisterBenchServe(*bench, action);
   RegisterBenchResize(*bench, action);
+  RegisterBenchAutoscale(*bench, action);
 }
 
 }  // namespace elasticmoe::cli

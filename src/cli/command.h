@@ -24,6 +24,7 @@ void RegisterExportGguf(CLI::App& app, Action& action);
 void RegisterBench(CLI::App& app, Action& action);
 void RegisterBenchServe(CLI::App& bench, Action& action);  // below bench
 void RegisterBenchResize(CLI::App& bench, Action& action);
+void RegisterBenchAutoscale(CLI::App& bench, Action& action);
 void RegisterSimulate(CLI::App& app, Action& action);
 void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve
 
