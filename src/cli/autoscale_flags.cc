@@ -1,10 +1,21 @@
 #include "cli/autoscale_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
+#include "runtime/process.h"
 #include "sim/capacity.h"
 
 namespace elasticmoe::cli {
+namespace {
+
+std::uint64_t WeightBytes(const core::ModelSpec& spec) {
+  std::uint64_t experts = 0;
+  for (const core::LayerSpec& layer : spec.layers) experts += layer.moe ? spec.moe.experts : 0;
+  return sim::SharedBytes(spec) + experts * sim::ExpertBytes(spec);
+}
+
+}  // namespace
 
 void AddAutoscaleFlags(CLI::App& app, AutoscaleFlags& flags) {
   app.add_option("--autoscale", flags.policy,
@@ -49,7 +60,7 @@ void AddAutoscaleFlags(CLI::App& app, AutoscaleFlags& flags) {
       ->group("Autoscaling");
 }
 
-Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFlags& flags,
+Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFlags& flags, int max_devices,
                                                               runtime::ReplicaSet& replicas) {
   if (flags.policy == "off") return nullptr;
   runtime::AutoscalerSettings settings;
@@ -58,21 +69,28 @@ Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFla
                          .tpot_s = flags.slo_tpot_ms * 1e-3,
                          .attainment = flags.slo_attainment};
   settings.policy.min_devices = flags.min_devices;
-  settings.policy.max_devices = replicas.options().max_devices;
+  const runtime::EngineOptions& engine = replicas.options();
+  const int cores = static_cast<int>(runtime::AllowedCpus().size());
+  settings.policy.max_devices =
+      max_devices > 0
+          ? engine.max_devices
+          : std::min(engine.max_devices, std::max(engine.devices, cores / engine.threads_per_device));
   if (flags.min_devices > settings.policy.max_devices)
     return Fail(ErrorCode::kInvalidArgument, "--min-devices: {} is above --max-devices={}", flags.min_devices,
                 settings.policy.max_devices);
   settings.policy.window_ns = static_cast<TimeNs>(flags.window_s * 1e9);
-  // Ours takes milliseconds in a domain, others seconds: the first ones are measured.
-  settings.policy.resize_s = flags.strategy == "elastic" ? 0.5 : 2.0;
+  // Until resizes were measured: ours waits for two steps, and for copies between domains at half of what
+  // memory can do; others start an engine.
+  settings.policy.resize_s = flags.strategy == "cold-restart" ? 3.0 : 0.05;
+  if (engine.domain_per_device && flags.strategy != "cold-restart")
+    settings.policy.resize_s += static_cast<double>(WeightBytes(replicas.Spec())) / 5e9;
   settings.policy.observe = flags.observe;
   settings.strategy = flags.strategy;
   settings.hold_ns = static_cast<TimeNs>(flags.hold_s * 1e9);
   // Until steps were measured, a core does what the simulator's profile says.
   EM_ASSIGN_OR_RETURN(sim::ClusterProfile core, sim::ProfileOf("cpu-core"));
-  const int threads = replicas.options().threads_per_device;
-  core.flops *= threads;
-  core.memory_bytes_s *= threads;
+  core.flops *= engine.threads_per_device;
+  core.memory_bytes_s *= engine.threads_per_device;
   return runtime::Autoscaler::Make(settings, replicas.Shape(), sim::CostOf(core, replicas.Spec()), replicas);
 }
 

@@ -25,8 +25,9 @@ struct AutoscaleFlags {
 
 void AddAutoscaleFlags(CLI::App& app, AutoscaleFlags& flags);
 
-// Null where the policy is off. It does not run yet.
-Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFlags& flags,
+// Null where the policy is off. It does not run yet. `max_devices`: as the user gave it; 0: the policy stays
+// within the cores, since devices that share one are no faster.
+Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFlags& flags, int max_devices,
                                                               runtime::ReplicaSet& replicas);
 
 }  // namespace elasticmoe::cli

@@ -13,7 +13,7 @@ namespace elasticmoe::cli {
 namespace {
 
 constexpr double kBurst = 1.5;
-constexpr int kApart = 5;
+constexpr int kApart = 2;
 constexpr double kCurveBinS = 1;
 
 double Seconds(TimeNs ns) {

@@ -98,7 +98,7 @@ int Serve(Options options) {
   auto engine =
       StartReplicas(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
-  auto autoscaler = MakeAutoscaler(options.autoscale, **engine);
+  auto autoscaler = MakeAutoscaler(options.autoscale, options.engine.max_devices, **engine);
   if (!autoscaler) return Report(autoscaler.error());
 
   if (options.server.served_model_names.empty()) {

@@ -13,8 +13,10 @@ constexpr std::size_t kTold = 128;
 constexpr TimeNs kSecond = 1'000'000'000;
 constexpr TimeNs kFirstRetry = kSecond, kLongestRetry = 60 * kSecond;  // doubles in between
 
+constexpr TimeNs kExpertsEvery = 2 * kSecond;  // planning costs milliseconds, and rows must be counted
+
 bool IsChange(const core::Decision& decision) {
-  return decision.to != decision.from;
+  return decision.to != decision.from || decision.code == core::DecisionCode::kRebalance;
 }
 
 }  // namespace
@@ -58,7 +60,12 @@ void Autoscaler::Run() {
 void Autoscaler::Learn(const ServingLog::Batch& since) {
   for (const ServingLog::Arrival& one : since.arrivals) policy_.Arrived(one.at, one.prompt_tokens);
   for (const core::RequestOutcome& one : since.outcomes) policy_.Ended(one);
-  for (const ServingLog::Step& one : since.steps) policy_.Stepped(one.shape, one.seconds);
+  for (const ServingLog::Step& one : since.steps) {
+    policy_.Stepped(one.shape, one.seconds);
+    busy_device_s_ += one.seconds * one.shape.devices;
+    step_s_ += one.seconds;
+    expert_s_ += one.shape.experts * policy_.cost().expert_s + one.shape.rows * policy_.cost().row_s;
+  }
   for (const core::ResizeReport& one : since.resizes) {
     if (one.error || !one.finished) {
       retry_wait_ = std::clamp(retry_wait_ * 2, kFirstRetry, kLongestRetry);
@@ -66,6 +73,7 @@ void Autoscaler::Learn(const ServingLog::Batch& since) {
       continue;
     }
     retry_wait_ = 0;
+    hot_experts_.Reset();
     const TimeNs end = one.serving.value_or(*one.finished);
     policy_.Resized(static_cast<int>(one.from.size()), static_cast<int>(one.to.size()),
                     static_cast<double>(end - one.started) * 1e-9);
@@ -100,7 +108,8 @@ void Autoscaler::Look(TimeNs now) {
   // The first request wakes the server by itself, sooner than a look comes.
   if (decision.code == core::DecisionCode::kWake) decision.apply = false;
   if (state_.settings.policy.observe) decision.apply = false;
-  if (decision.apply && now < retry_at_) decision.apply = false;
+  const bool waits = decision.apply && now < retry_at_;  // told when it was refused
+  if (waits) decision.apply = false;
   std::string error;
   if (decision.apply) {
     const std::string strategy = state_.settings.strategy;
@@ -114,8 +123,37 @@ void Autoscaler::Look(TimeNs now) {
     }
   }
   ++state_.counts[static_cast<std::size_t>(decision.code)];
-  TellLocked(decision, std::move(error));
+  if (!waits) TellLocked(decision, std::move(error));
   state_.last = std::move(decision);
+  const bool free = state_.held_by.empty() && state_.settings.policy.kind == core::PolicyKind::kSlo;
+  if (!free || !state_.settings.rebalance || state_.last.apply || seen.state.resizing ||
+      seen.state.devices < 2 || now - experts_looked_ < kExpertsEvery)
+    return;
+  experts_looked_ = now;
+  lock.unlock();
+  const auto outlook = target_.Balance();
+  lock.lock();
+  if (!outlook) return;
+  // Rows cost all that attention and head take, too: the share is an upper bound.
+  const double share = step_s_ > 0 ? std::min(1.0, expert_s_ / step_s_) : 0;
+  const core::HotExperts::Advice advice =
+      hot_experts_.Look(*outlook, seen.state.devices, busy_device_s_, share, policy_.resize_s());
+  busy_device_s_ = step_s_ = expert_s_ = 0;
+  if (!advice.rebalance) return;
+  core::Decision hot{.at = now, .from = seen.state.devices, .to = seen.state.devices};
+  hot.apply = !state_.settings.policy.observe;
+  hot.code = core::DecisionCode::kRebalance;
+  hot.reason = advice.reason;
+  hot.seen_attainment = state_.attainment;
+  error.clear();
+  if (hot.apply) {
+    lock.unlock();
+    const Status asked = target_.Rebalance();
+    lock.lock();
+    if (!asked) error = asked.error().message;
+  }
+  ++state_.counts[static_cast<std::size_t>(hot.code)];
+  TellLocked(hot, std::move(error));
 }
 
 // Into the log and among those that are shown: changes, and what changes nothing but says why for the first

@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "core/policy/autoscaler.h"
+#include "core/policy/hot_experts.h"
 #include "runtime/coordinator/serving_log.h"
 
 namespace elasticmoe::runtime {
@@ -33,12 +34,17 @@ class ScalingTarget {
   virtual ScalingSnapshot Snapshot() = 0;
   // Starts a resize; kFailedPrecondition where one runs.
   virtual Status ResizeTo(int devices, const std::string& strategy) = 0;
+  // How even the load of the devices is and could be; nothing where that cannot be told now.
+  virtual std::optional<core::BalanceOutlook> Balance() = 0;
+  // Starts to make it so, as a resize to the same devices.
+  virtual Status Rebalance() = 0;
 };
 
 struct AutoscalerSettings {
   core::AutoscalerOptions policy;
   std::string strategy = "elastic";
   TimeNs hold_ns = TimeNs{600} * 1'000'000'000;
+  bool rebalance = true;                     // with the slo policy
   TimeNs tick_ns = TimeNs{250} * 1'000'000;  // the policy's estimates count in bins of this length
 };
 
@@ -86,6 +92,9 @@ class Autoscaler {
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable_any wake_;
   core::Autoscaler policy_;
+  core::HotExperts hot_experts_;
+  TimeNs experts_looked_ = 0;
+  double busy_device_s_ = 0, step_s_ = 0, expert_s_ = 0;  // since the last look at experts
   State state_;
   TimeNs commanded_ = -1;  // the last command that was seen
   TimeNs retry_at_ = 0;    // after a resize that was refused or failed

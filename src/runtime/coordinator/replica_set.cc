@@ -13,7 +13,7 @@ constexpr int kReportsKept = 64;
 constexpr char kSleep[] = "sleep", kWake[] = "wake";  // not chosen by a caller: going to zero and back
 
 bool HandledByController(const std::string& strategy) {
-  return strategy == "elastic" || strategy == "drain";
+  return strategy == "elastic" || strategy == "drain" || strategy == "rebalance";
 }
 
 std::vector<DeviceId> DeviceRange(int count) {
@@ -308,11 +308,55 @@ Expected<core::ResizeReport> ReplicaSet::StartResize(core::ResizeCommand command
 Status ReplicaSet::ResizeTo(int devices, const std::string& strategy) {
   core::ResizeCommand command;
   command.count = devices;
-  command.strategy = devices == 0 ? "elastic" : strategy;
+  const auto primary = Primary();
+  const bool asleep = primary && primary->engine->Asleep();
+  command.strategy = devices == 0 || asleep ? "elastic" : strategy;  // to zero and back there is one way
   command.operation = fmt::format("autoscale-{:x}-{}", Now(), next_operation_++);
   EM_RETURN_IF_ERROR(StartResize(std::move(command)));
   Account();
   return {};
+}
+
+Expected<core::ResizeReport> ReplicaSet::StartRebalance(std::string operation) {
+  core::ResizeCommand command;
+  command.count = Devices();
+  command.strategy = "rebalance";
+  command.operation =
+      operation.empty() ? fmt::format("rebalance-{:x}-{}", Now(), next_operation_++) : std::move(operation);
+  return StartResize(std::move(command));
+}
+
+Status ReplicaSet::Rebalance() {
+  EM_RETURN_IF_ERROR(StartRebalance());
+  return {};
+}
+
+std::optional<core::BalanceOutlook> ReplicaSet::Balance() {
+  const auto primary = Primary();
+  if (!primary || Replicas() != 1 || primary->engine->Asleep()) return std::nullopt;
+  core::PlanInput input;
+  input.present = primary->engine->PlacementNow();
+  input.target = input.present->members();
+  input.facts = primary->engine->Facts(static_cast<int>(input.target.size()));
+  input.facts.even_load = true;
+  const auto plan = core::PlanResize(input);
+  if (!plan || input.facts.load.empty()) return std::nullopt;
+  core::BalanceOutlook outlook;
+  outlook.now = core::Imbalance(*input.present, input.facts.load);
+  outlook.planned = core::Imbalance(plan->Final(), input.facts.load);
+  for (const double rows : input.facts.load)
+    outlook.rows_per_expert += rows / static_cast<double>(input.facts.load.size());
+  outlook.moves = plan->moves;
+  outlook.bytes_copied = plan->bytes_copied;
+  return outlook;
+}
+
+double ReplicaSet::ExpertImbalance() const {
+  const auto primary = Primary();
+  if (!primary) return 1;
+  const core::Placement placement = primary->engine->PlacementNow();
+  return core::Imbalance(placement,
+                         primary->engine->Facts(static_cast<int>(placement.members().size())).load);
 }
 
 void ReplicaSet::WakeForRequests() {

@@ -56,6 +56,11 @@ class ReplicaSet : public Engine, public ScalingTarget {
   // For the autoscaler.
   ScalingSnapshot Snapshot() override;
   Status ResizeTo(int devices, const std::string& strategy) override;
+  std::optional<core::BalanceOutlook> Balance() override;
+  Status Rebalance() override;
+  // Exchanges experts until the devices' loads are even; `operation` names it. Errors as Resize's.
+  Expected<core::ResizeReport> StartRebalance(std::string operation = "");
+  double ExpertImbalance() const;  // by the rows since the last commit; 1 = even
   core::ServingShape Shape() const;
 
   Expected<core::ResizeReport> CancelResize(const std::string& operation);

@@ -148,6 +148,8 @@ Status ReplicaSet::ResizeWithin(const core::ResizeReport& report, int devices) {
 }
 
 Status ReplicaSet::Sleep(core::ResizeReport& report) {
+  if (Primary()->controller->Running())
+    return Fail(ErrorCode::kFailedPrecondition, "going to sleep: a resize has just begun");
   if (report.from.size() > 1) EM_RETURN_IF_ERROR(ResizeWithin(report, 1));
   EM_RETURN_IF_ERROR(Traced("give memory up", [&] { return Primary()->engine->Sleep(); }));
   Serves(report);

@@ -5,13 +5,13 @@
 namespace elasticmoe::runtime {
 namespace {
 
-// Some seconds of the fastest model at the most requests; whoever looks less often loses the oldest.
-constexpr std::size_t kKept = 16'384;
+// A second or more of the fastest model at the most requests; whoever looks less often loses the oldest.
+constexpr std::size_t kKept = 4096, kResizesKept = 64;
 
 template <class T>
-void Keep(std::deque<T>& entries, T entry) {
+void Keep(std::deque<T>& entries, T entry, std::size_t kept = kKept) {
   entries.push_back(std::move(entry));
-  if (entries.size() > kKept) entries.pop_front();
+  if (entries.size() > kept) entries.pop_front();
 }
 
 }  // namespace
@@ -72,7 +72,7 @@ void ServingLog::Stepped(const core::StepShape& shape, double seconds) {
 
 void ServingLog::Resized(const core::ResizeReport& report) {
   const std::scoped_lock lock(mutex_);
-  Keep(batch_.resizes, report);
+  Keep(batch_.resizes, report, kResizesKept);
 }
 
 ServingLog::Batch ServingLog::Take() {
