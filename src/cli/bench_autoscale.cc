@@ -93,8 +93,9 @@ struct Measured {
 };
 
 Expected<Measured> Measure(const Options& options, const std::vector<TraceRow>& trace) {
-  EM_ASSIGN_OR_RETURN(const auto server,
-                      ServerChild::Start(ServeArguments(options, std::max(1, options.min_devices)), kStartTimeout));
+  EM_ASSIGN_OR_RETURN(
+      const auto server,
+      ServerChild::Start(ServeArguments(options, std::max(1, options.min_devices)), kStartTimeout));
   EventLoop loop;
   HttpClient client(loop, *ParseUrl(server->url()), {});
   EM_ASSIGN_OR_RETURN(const LoadOptions load, MakeLoad(client, options, trace));
@@ -104,7 +105,8 @@ Expected<Measured> Measure(const Options& options, const std::vector<TraceRow>& 
   const LoadResult light = ClosedLoop(loop, client, load, 2, kMeasured * round);
   if (full.duration_ns <= 0) return Fail(ErrorCode::kUnavailable, "measuring the server: it served nothing");
   Measured measured;
-  measured.requests_s = static_cast<double>(full.requests.size()) * 1e9 / static_cast<double>(full.duration_ns);
+  measured.requests_s =
+      static_cast<double>(full.requests.size()) * 1e9 / static_cast<double>(full.duration_ns);
   AutoscaleRun run;
   run.load = light;
   measured.limits.ttft_ms = kTtftRoom * MakeRow(run, {}, {}).ttft_p50_ms;
@@ -113,8 +115,8 @@ Expected<Measured> Measure(const Options& options, const std::vector<TraceRow>& 
   return measured;
 }
 
-// In replayed time, until `duration_s`, with `times` as many requests: a part of them by lot, or more of each, spread
-// until the next one of the trace comes.
+// In replayed time, until `duration_s`, with `times` as many requests: a part of them by lot, or more of
+// each, spread until the next one of the trace comes.
 std::vector<TraceRow> Replayed(const Options& options, std::span<const TraceRow> trace, double times) {
   std::vector<TraceRow> rows;
   const auto replayed = [&](std::size_t i) {
@@ -156,13 +158,14 @@ class Watcher {
   void Watch() {
     timer_.At(loop_.Now() + kPollEvery, [this] {
       body_.clear();
-      call_ = client_.Send({.target = "/metrics"}, {.head = [](const HttpHead&) {},
-                                                     .data = [this](std::string_view bytes,
-                                                                    TimeNs) { body_ += bytes; },
-                                                     .done = [this](const Status& status) {
-                                                       if (status) Take(body_);
-                                                       Watch();
-                                                     }});
+      call_ = client_.Send({.target = "/metrics"},
+                           {.head = [](const HttpHead&) {},
+                            .data = [this](std::string_view bytes, TimeNs) { body_ += bytes; },
+                            .done =
+                                [this](const Status& status) {
+                                  if (status) Take(body_);
+                                  Watch();
+                                }});
     });
   }
   void Stop() { timer_.Cancel(); }
@@ -267,11 +270,12 @@ Expected<std::vector<TraceRow>> ReadTrace(const Options& options) {
 
 int Run(const Options& options) {
   if (!std::filesystem::exists(options.model))
-    return Complain(kCommand, {ErrorCode::kInvalidArgument, fmt::format("--model: {} is not there", options.model)});
+    return Complain(kCommand,
+                    {ErrorCode::kInvalidArgument, fmt::format("--model: {} is not there", options.model)});
   if (options.min_devices > options.max_devices)
-    return Complain(kCommand, {ErrorCode::kInvalidArgument,
-                               fmt::format("--min-devices: {} is above --max-devices={}", options.min_devices,
-                                           options.max_devices)});
+    return Complain(kCommand,
+                    {ErrorCode::kInvalidArgument, fmt::format("--min-devices: {} is above --max-devices={}",
+                                                              options.min_devices, options.max_devices)});
   const auto trace = ReadTrace(options);
   if (!trace) return Complain(kCommand, trace.error());
   double times = options.times > 0 ? options.times : 1;
@@ -310,7 +314,8 @@ int Run(const Options& options) {
       options.trace, options.min_devices, options.max_devices, kept.size(), arrivals_s.back(), bursts.size(),
       *slo.ttft_ms, *slo.tpot_ms);
   const Json json = ToJson(options, times, slo, bursts, runs, rows);
-  const std::string shown = options.json ? json.dump(2) + "\n" : fmt::format("\n{}\n\n{}", title, ToTable(rows));
+  const std::string shown =
+      options.json ? json.dump(2) + "\n" : fmt::format("\n{}\n\n{}", title, ToTable(rows));
   std::fwrite(shown.data(), 1, shown.size(), stdout);
   for (const auto& [file, text] : {std::pair(options.output, json.dump(2) + "\n"),
                                    std::pair(options.html, AutoscaleHtml(title, runs, rows, slo))})
@@ -323,14 +328,18 @@ int Run(const Options& options) {
 
 void RegisterBenchAutoscale(CLI::App& bench, Action& action) {
   auto options = std::make_shared<Options>();
-  CLI::App* sub = bench.add_subcommand("autoscale", "Replay a trace by each way to scale: attainment and cost");
+  CLI::App* sub =
+      bench.add_subcommand("autoscale", "Replay a trace by each way to scale: attainment and cost");
   sub->footer(
       "Examples:\n"
-      "  elasticmoe bench autoscale --model models/demo --trace scenarios/traces/bursts.csv --html report.html\n"
+      "  elasticmoe bench autoscale --model models/demo --trace scenarios/traces/bursts.csv --html "
+      "report.html\n"
       "  elasticmoe bench autoscale --model models/demo --trace azure.csv --speed 30 --duration 120\n"
-      "\nEach run is a server of its own, at first of --min-devices. What is refused or cut off has missed its "
+      "\nEach run is a server of its own, at first of --min-devices. What is refused or cut off has missed "
+      "its "
       "limits.\n"
-      "Without --requests, so many of the trace's requests are sent, or copies of each, that its peak is --peak "
+      "Without --requests, so many of the trace's requests are sent, or copies of each, that its peak is "
+      "--peak "
       "times what the smallest size can do.");
   sub->add_option("--model", options->model, "Model directory or .gguf file")->required();
   sub->add_option("--trace", options->trace, "CSV of TIMESTAMP,ContextTokens,GeneratedTokens")
@@ -359,9 +368,11 @@ void RegisterBenchAutoscale(CLI::App& bench, Action& action) {
   sub->add_option("--threads-per-device", options->threads_per_device)
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  sub->add_option("--slo-ttft", options->slo_ttft_ms, "Milliseconds (default: ten times the median of a light load)")
+  sub->add_option("--slo-ttft", options->slo_ttft_ms,
+                  "Milliseconds (default: ten times the median of a light load)")
       ->check(CLI::PositiveNumber);
-  sub->add_option("--slo-tpot", options->slo_tpot_ms, "Milliseconds (default: 1.5 times the median at full load)")
+  sub->add_option("--slo-tpot", options->slo_tpot_ms,
+                  "Milliseconds (default: 1.5 times the median at full load)")
       ->check(CLI::PositiveNumber);
   sub->add_option("--slo-attainment", options->slo_attainment, "Goal of the slo policy")
       ->check(CLI::Range(0.01, 1.0))
@@ -373,7 +384,8 @@ void RegisterBenchAutoscale(CLI::App& bench, Action& action) {
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
   sub->add_option("--seed", options->seed)->capture_default_str();
-  sub->add_option("--serve-flag", options->serve_flags, "Passed on to serve, e.g. --serve-flag=--kv-memory=256MiB");
+  sub->add_option("--serve-flag", options->serve_flags,
+                  "Passed on to serve, e.g. --serve-flag=--kv-memory=256MiB");
   sub->add_flag("--json", options->json, "JSON on stdout instead of the table");
   sub->add_option("--output", options->output, "Write the JSON to this file too");
   sub->add_option("--html", options->html, "Write a page with curves to this file");

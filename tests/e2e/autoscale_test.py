@@ -120,7 +120,12 @@ class Autoscale(unittest.TestCase):
             self.assertIn("the first token came after", woken[0]["reason"])
 
     def test_sleep_by_hand_again_and_again_while_requests_come(self):
-        with Server(devices=2, flags=["--max-devices", "2"]) as server:
+        for more in ([], ["--domain-per-device"]):
+            with self.subTest(flags=more):
+                self.sleeps_while_requests_come(more)
+
+    def sleeps_while_requests_come(self, more):
+        with Server(devices=2, flags=["--max-devices", "2", *more]) as server:
             stop = threading.Event()
             slept = []
 
