@@ -63,8 +63,7 @@ Json CapacityJson(const std::vector<NamedRun>& runs) {
 }
 
 std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& runs) {
-  std::string out =
-      CurvePageHead(title) + fmt::format("<pre>{}</pre>\n", HtmlEscaped(CapacityTable(runs)));
+  std::string out = CurvePageHead(title) + fmt::format("<pre>{}</pre>\n", HtmlEscaped(CapacityTable(runs)));
   for (const auto& [name, r] : runs) {
     out += fmt::format("<h2>{}</h2>\n", HtmlEscaped(name));
     out += Curve("Arrivals a second", r.samples, [](const auto& s) { return s.arrivals; });

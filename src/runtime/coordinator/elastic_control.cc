@@ -110,7 +110,7 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
       device.expert_budget_bytes = std::max<std::uint64_t>(left, 1);  // 0 would mean no limit
   }
   facts.redundancy = std::min(options_.redundant_experts, facts.experts * std::max(devices - 1, 0));
-  const std::scoped_lock lock(instances_mutex_);
+  const std::scoped_lock lock(rows_mutex_);
   for (int layer = 0; layer < facts.layers; ++layer)
     for (int expert = 0; expert < facts.experts; ++expert) {
       const std::size_t index = facts.load.size();
@@ -362,12 +362,15 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
     PublishStats();
     return {};
   }));
+  {
+    const std::scoped_lock lock(rows_mutex_);
+    rows_at_resize_.clear();
+    for (int layer = 0; layer < moe_layers_; ++layer)
+      for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
+        rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
+  }
   // Before anything of the epoch before it is given up: an adopted HMM always has what it has recorded.
   const std::scoped_lock lock(instances_mutex_);
-  rows_at_resize_.clear();
-  for (int layer = 0; layer < moe_layers_; ++layer)
-    for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
-      rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
   if (Status recorded = hmm_->Record(placement); !recorded)
     LogWarn("{}", recorded.error().message);  // it died: the next one is told when it takes over
   return {};
@@ -498,7 +501,7 @@ Status ElasticEngine::Wake() {
       asleep_ = false;
     }
     UpdatePids();
-    EM_RETURN_IF_ERROR(instances_->FillStandby());
+    if (Status filled = instances_->FillStandby(); !filled) LogWarn("{}", filled.error().message);
     Rewatch();
     PublishStats();
     return {};
