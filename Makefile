@@ -24,8 +24,8 @@ deps:  ## Install the Debian packages of packages.txt that are missing
 build: deps  ## Release build in build/release
 	@cmake --preset release >/dev/null && cmake --build --preset release -j $(JOBS) --target elasticmoe
 
-run: build  ## Serve the bundled model at http://127.0.0.1:8000, its experts spread over two devices
-	@exec $(BUILD)/elasticmoe serve models/demo --host 127.0.0.1 --port $(PORT) --devices 2 --served-model-name demo
+run: build  ## Serve the bundled model at http://127.0.0.1:8000 on two devices; ARGS="--autoscale slo" adds flags
+	@exec $(BUILD)/elasticmoe serve models/demo --host 127.0.0.1 --port $(PORT) --devices 2 --served-model-name demo $(ARGS)
 
 test: deps  ## Build and run all tests
 	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers

@@ -15,6 +15,7 @@ void RegisterBench(CLI::App& app, Action& action) {
   RegisterBenchServe(*bench, action);
   RegisterBenchResize(*bench, action);
   RegisterBenchSimulator(*bench, action);
+  RegisterBenchAutoscale(*bench, action);
 }
 
 }  // namespace elasticmoe::cli

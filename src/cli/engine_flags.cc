@@ -83,6 +83,7 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->required();
   app.add_option("--devices", flags.devices,
                  "Devices that share the experts, each a process (default: one a core, at least 2)")
+      ->take_last()
       ->check(CLI::Range(1, runtime::kMaxDevices));
   app.add_option("--max-devices", flags.max_devices,
                  "Devices the server may grow to (default: what the machine holds)")

@@ -223,7 +223,9 @@ void RegisterScale(CLI::App& app, Action& action) {
       "Exit status: 0 done (with --no-wait: accepted), 1 refused, failed or cancelled, 130 left to the "
       "server.");
   AddServerFlags(*sub, options->server);
-  sub->add_option("devices", options->devices, "How many")->required()->check(CLI::Range(1, 65536));
+  sub->add_option("devices", options->devices, "How many; 0 lets the server sleep until a request comes")
+      ->required()
+      ->check(CLI::Range(0, 65536));
   sub->add_option("--remove", options->remove, "Devices that leave, separated by commas")
       ->delimiter(',')
       ->check(CLI::NonNegativeNumber);

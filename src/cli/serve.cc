@@ -8,12 +8,14 @@
 #include <memory>
 
 #include "base/log.h"
+#include "cli/autoscale_flags.h"
 #include "cli/command.h"
 #include "cli/engine_flags.h"
 #include "model/chat_template.h"
 #include "model/inspect.h"
 #include "model/tokenizer.h"
 #include "server/api_server.h"
+#include "server/autoscale_routes.h"
 #include "server/scale_routes.h"
 
 namespace elasticmoe::cli {
@@ -21,6 +23,7 @@ namespace {
 
 struct Options {
   EngineFlags engine;
+  AutoscaleFlags autoscale;
   server::ServerOptions server;
   std::string log_level = "info";
   std::string generation_config = "auto";
@@ -95,6 +98,8 @@ int Serve(Options options) {
   auto engine =
       StartReplicas(options.engine, fmt::format("{}:{}", options.server.http.host, options.server.http.port));
   if (!engine) return Report(engine.error());
+  auto autoscaler = MakeAutoscaler(options.autoscale, options.engine.max_devices, **engine);
+  if (!autoscaler) return Report(autoscaler.error());
 
   if (options.server.served_model_names.empty()) {
     const auto path = std::filesystem::weakly_canonical(directory);
@@ -110,6 +115,12 @@ int Serve(Options options) {
                                       chat_template ? &*chat_template : nullptr);
   if (!api) return Report(api.error());
   server::AddScaleRoutes(**api, **engine);
+  if (*autoscaler) {
+    server::AddAutoscaleRoutes(**api, **autoscaler);
+    (*autoscaler)->Run();
+  } else {
+    server::AddNoAutoscaleRoutes(**api);
+  }
   Banner(options, *(*engine)->Primary()->engine, (*api)->Port(), *tokenizer != nullptr);
 
   // The first signal lets running requests finish, the second ends them.
@@ -117,6 +128,7 @@ int Serve(Options options) {
   signalfd_siginfo info;
   if (::read(descriptor, &info, sizeof(info)) != sizeof(info)) return 1;
   LogInfo("stopping: running requests finish; once more to stop at once");
+  if (*autoscaler) (*autoscaler)->Hold("the server is stopping", 0);
   (*engine)->StopAccepting();
   (*api)->BeginStop();
   std::jthread second([&](const std::stop_token& stop) {
@@ -145,8 +157,10 @@ void RegisterServe(CLI::App& app, Action& action) {
       "Examples:\n"
       "  elasticmoe serve models/demo --devices 2\n"
       "  elasticmoe serve /models/Qwen3-30B-A3B --devices 4 --threads-per-device 8 --kv-memory 4GiB "
-      "--api-key SECRET");
+      "--api-key SECRET\n"
+      "  elasticmoe serve models/demo --max-devices 4 --autoscale slo --slo-ttft 1000 --slo-tpot 50");
   AddEngineFlags(*sub, options->engine);
+  AddAutoscaleFlags(*sub, options->autoscale);
   sub->add_option("--host", s.http.host, "Address to listen on")->capture_default_str();
   sub->add_option("--port", s.http.port, "Port; 0 takes a free one")
       ->check(CLI::Range(0, 65535))

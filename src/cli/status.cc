@@ -50,6 +50,7 @@ Expected<ServerState> Read(EventLoop& loop, HttpClient& client, const Options& o
   if (auto page = client.Fetch(get("/metrics")); page && page->status == 200)
     if (auto metrics = ParsePrometheusText(page->body)) state.metrics = *std::move(metrics);
   if (auto cluster = CallJson(client, get("/v1/cluster"))) state.cluster = *std::move(cluster);
+  if (auto autoscale = CallJson(client, get("/v1/autoscale"))) state.autoscale = *std::move(autoscale);
   // The cluster names the operation that runs; what it does is told elsewhere.
   if (const std::string id = StringField(state.cluster, "operation"); IsPlainId(id))
     if (auto operation = CallJson(client, get("/v1/scale/" + id)))

@@ -92,6 +92,47 @@ std::string Cluster(const Json& cluster) {
   return out;
 }
 
+// Breaks at blanks, so that it fits the screen beside the label.
+std::string Wrapped(std::string_view label, const std::string& text) {
+  std::string out;
+  std::size_t at = 0;
+  while (at < text.size()) {
+    std::size_t end = std::min(text.size(), at + kScreenWidth - kLabelWidth);
+    if (end < text.size())
+      if (const std::size_t blank = text.rfind(' ', end); blank != text.npos && blank > at) end = blank;
+    out += fmt::format("{:<{}}{}\n", out.empty() ? label : "", kLabelWidth, text.substr(at, end - at));
+    at = text.find_first_not_of(' ', end);
+  }
+  return out;
+}
+
+std::string Autoscale(const Json& state) {
+  const std::string policy = StringField(state, "policy");
+  if (policy.empty() || policy == "off") return "";
+  const auto whole = [&](const Json& json, const char* key) {
+    return static_cast<int>(NumberField(json, key));
+  };
+  std::string line = fmt::format("{}, {} to {} devices, {:.1f} % of the last requests in the limits", policy,
+                                 whole(state, "min_devices"), whole(state, "max_devices"),
+                                 100 * NumberField(state, "attainment", 1));
+  if (const std::string holder = StringField(state, "held_by"); !holder.empty())
+    line += ", held by " + holder;
+  if (const Json* observe = FindField(state, "observe"); observe != nullptr && *observe == true)
+    line += ", observing only";
+  std::string out = Wrapped("autoscale", line);
+  if (const Json* last = FindField(state, "last"); last != nullptr && last->is_object())
+    out += Wrapped("", fmt::format("{}: {}", StringField(*last, "code"), StringField(*last, "reason")));
+  const Json* decisions = FindField(state, "decisions");
+  if (decisions == nullptr || !decisions->is_array()) return out;
+  for (auto at = decisions->rbegin(); at != decisions->rend(); ++at) {
+    if (whole(*at, "from") == whole(*at, "to")) continue;
+    out += Wrapped("", fmt::format("{:.0f} s ago {} -> {}: {}", NumberField(*at, "ago_s"), whole(*at, "from"),
+                                   whole(*at, "to"), StringField(*at, "reason")));
+    break;
+  }
+  return out;
+}
+
 // Devices from the metrics, of a server that has no /v1/cluster.
 std::string DevicesOfMetrics(const std::vector<MetricSample>& metrics) {
   std::map<std::string, std::map<std::string, double>> devices;  // device -> metric -> value
@@ -180,6 +221,7 @@ std::string RenderStatus(const ServerState& state, const std::optional<ServerSta
     out += "\n";
   }
   out += Load(state, before);
+  if (state.autoscale.is_object()) out += Autoscale(state.autoscale);
   out += state.cluster.is_object() ? Cluster(state.cluster) : DevicesOfMetrics(state.metrics);
   return out;
 }
@@ -194,8 +236,9 @@ Json StatusJson(const ServerState& state) {
     metrics[sample.name] =
         (metrics.contains(sample.name) ? metrics[sample.name].get<double>() : 0.0) + sample.value;
   }
-  return Json{{"url", state.url}, {"health", state.health}, {"version", state.version},
-              {"models", models}, {"metrics", metrics},     {"cluster", state.cluster}};
+  return Json{
+      {"url", state.url},   {"health", state.health},   {"version", state.version},    {"models", models},
+      {"metrics", metrics}, {"cluster", state.cluster}, {"autoscale", state.autoscale}};
 }
 
 }  // namespace elasticmoe::cli

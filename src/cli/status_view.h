@@ -19,13 +19,14 @@ struct ServerState {
   std::string version;
   std::vector<ModelInfo> models;
   std::vector<MetricSample> metrics;
-  Json cluster;  // of GET /v1/cluster, null where the server has none
+  Json cluster;    // of GET /v1/cluster, null where the server has none
+  Json autoscale;  // of GET /v1/autoscale, likewise
 };
 
 // `before`: an earlier state of the same server, for rates; lines end in '\n'.
 std::string RenderStatus(const ServerState& state, const std::optional<ServerState>& before);
 
-// {"url", "health", "version", "models", "metrics": {name: sum}, "cluster"}
+// {"url", "health", "version", "models", "metrics": {name: sum}, "cluster", "autoscale"}
 Json StatusJson(const ServerState& state);
 
 // 1536 -> "1.5 KiB".

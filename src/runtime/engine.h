@@ -2,6 +2,7 @@
 // coordinator's engine over worker processes, and by a scripted one for tests of the server.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -30,6 +31,22 @@ struct DomainStats {
   std::uint64_t kv_bytes = 0;
 };
 
+// Rows of a step fall into the first bucket whose bound they do not exceed, or into the one after the last.
+// The bounds are vLLM's of `iteration_tokens_total`.
+inline constexpr std::array<int, 13> kStepRowBounds{1,   8,    16,   32,   64,   128,  256,
+                                                    512, 1024, 2048, 4096, 8192, 16384};
+
+// What serving has cost since the start. Devices count from the command that asks for them until they are
+// gone.
+struct CostStats {
+  double device_s = 0;       // devices x time
+  double busy_device_s = 0;  // of it, in steps
+  double joules = 0;
+  bool measured = false;       // joules are of the machine's counters (RAPL); else of the stated power model
+  std::uint64_t requests = 0;  // that ended
+  std::uint64_t output_tokens = 0;  // of all
+};
+
 // Counters count since start.
 struct EngineStats {
   int running = 0;
@@ -41,6 +58,8 @@ struct EngineStats {
   // what the engine costs.
   std::int64_t step_ns = 0;
   std::int64_t between_steps_ns = 0;
+  std::array<std::uint64_t, kStepRowBounds.size() + 1> steps_by_rows{};
+  std::uint64_t step_rows = 0;  // of all steps
   std::uint64_t preemptions = 0;
   std::uint64_t prefix_queries = 0;  // tokens looked up in the prefix cache
   std::uint64_t prefix_hits = 0;     // tokens found there
@@ -50,6 +69,7 @@ struct EngineStats {
   bool resizing = false;
   std::vector<DeviceStats> devices;
   std::vector<DomainStats> domains;
+  CostStats cost;
   std::map<std::string, int> phases;  // devices by phase: "desired", "routable", ...
 };
 

@@ -7,6 +7,7 @@
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -25,6 +26,37 @@ const Buckets kRequestS = {.3, .5, .8, 1,  1.5, 2,   2.5, 5,   10,   15,  20,
                            30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680};
 const Buckets kN = {1, 2, 5, 10, 20};
 const Buckets kResizeS = {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 25, 50, 100};
+
+prometheus::ClientMetric WithLabels(const Labels& labels) {
+  prometheus::ClientMetric metric;
+  for (const auto& [key, text] : labels) {
+    prometheus::ClientMetric::Label label;
+    label.name = key;
+    label.value = text;
+    metric.label.push_back(std::move(label));
+  }
+  return metric;
+}
+
+void AddIterationTokens(const Labels& labels, const runtime::EngineStats& stats,
+                        std::vector<prometheus::MetricFamily>& families) {
+  prometheus::ClientMetric metric = WithLabels(labels);
+  std::uint64_t steps = 0;
+  for (std::size_t i = 0; i < stats.steps_by_rows.size(); ++i) {
+    steps += stats.steps_by_rows[i];
+    const double bound = i < runtime::kStepRowBounds.size() ? runtime::kStepRowBounds[i]
+                                                            : std::numeric_limits<double>::infinity();
+    metric.histogram.bucket.push_back({steps, bound});
+  }
+  metric.histogram.sample_count = steps;
+  metric.histogram.sample_sum = static_cast<double>(stats.step_rows);
+  prometheus::MetricFamily family;
+  family.name = "vllm:iteration_tokens_total";
+  family.help = "Rows of tokens in a step, of prompts and of running sequences.";
+  family.type = prometheus::MetricType::Histogram;
+  family.metric.push_back(std::move(metric));
+  families.push_back(std::move(family));
+}
 
 // 1, 2, 5, 10, ... up to `limit`.
 Buckets OneTwoFive(int limit) {
@@ -182,15 +214,9 @@ std::string Metrics::Page(const runtime::EngineStats& stats, int connections) co
   std::vector<prometheus::MetricFamily> families = impl_->registry.Collect();
   const auto add = [&](const char* name, const char* help, prometheus::MetricType type, double value,
                        Labels extra = {}) {
-    prometheus::ClientMetric metric;
     Labels labels = impl_->labels;
     labels.merge(extra);
-    for (const auto& [key, text] : labels) {
-      prometheus::ClientMetric::Label label;
-      label.name = key;
-      label.value = text;
-      metric.label.push_back(std::move(label));
-    }
+    prometheus::ClientMetric metric = WithLabels(labels);
     (type == prometheus::MetricType::Gauge ? metric.gauge.value : metric.counter.value) = value;
     if (families.empty() || families.back().name != name) {
       prometheus::MetricFamily family;
@@ -215,6 +241,7 @@ std::string Metrics::Page(const runtime::EngineStats& stats, int connections) co
       number(stats.prefix_queries));
   add("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache.", kCounter,
       number(stats.prefix_hits));
+  AddIterationTokens(impl_->labels, stats, families);
   add("elasticmoe_engine_steps_total", "Steps of the engine.", kCounter, number(stats.steps));
   add("elasticmoe_engine_step_seconds_total", "Time in steps, first device's begin to last device's end.",
       kCounter, number(stats.step_ns) / 1e9);
@@ -235,6 +262,25 @@ std::string Metrics::Page(const runtime::EngineStats& stats, int connections) co
           std::pair{"kv", domain.kv_bytes}})
       add("elasticmoe_memory_bytes", "Memory of a domain by use.", kGauge, number(bytes),
           {{"domain", fmt::format("{}", domain.domain)}, {"use", use}});
+  const runtime::CostStats& cost = stats.cost;
+  add("elasticmoe_device_seconds_total", "Devices that were paid for, times seconds.", kCounter,
+      cost.device_s);
+  add("elasticmoe_busy_device_seconds_total", "Of them, in steps.", kCounter, cost.busy_device_s);
+  const char* source = cost.measured ? "rapl" : "model";
+  add("elasticmoe_energy_joules_total", "Energy, by the machine's counters or by the stated power model.",
+      kCounter, cost.joules, {{"source", source}});
+  const auto share = [&](const char* name, const char* help, double sum, std::uint64_t count,
+                         Labels extra = {}) {
+    if (count > 0) add(name, help, kGauge, sum / number(count), std::move(extra));
+  };
+  share("elasticmoe_device_seconds_per_request", "Device-seconds of a request, since the start.",
+        cost.device_s, cost.requests);
+  share("elasticmoe_device_seconds_per_token", "Device-seconds of an output token, since the start.",
+        cost.device_s, cost.output_tokens);
+  share("elasticmoe_joules_per_request", "Energy of a request, since the start.", cost.joules, cost.requests,
+        {{"source", source}});
+  share("elasticmoe_joules_per_token", "Energy of an output token, since the start.", cost.joules,
+        cost.output_tokens, {{"source", source}});
   double most_rows = 0, all_rows = 0;
   for (const auto& device : stats.devices) {
     most_rows = std::max(most_rows, number(device.rows));

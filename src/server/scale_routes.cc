@@ -115,7 +115,7 @@ tl::expected<core::ResizeCommand, BadField> ParseCommand(const Json& body) {
   if (!body.is_object())
     return tl::unexpected(BadField{"", {ErrorCode::kInvalidArgument, "the body must be a JSON object"}});
   core::ResizeCommand command;
-  auto devices = Integer(body, "devices", 1);
+  auto devices = Integer(body, "devices", 0);
   if (!devices) return tl::unexpected(BadField{"devices", devices.error()});
   command.count = *devices;
   if (const auto at = body.find("remove"); at != body.end() && !at->is_null()) {
@@ -192,13 +192,15 @@ HttpResponse Cluster(const ReplicaSet& replicas) {
   Json body = {{"epoch", placement.epoch().value},
                {"replicas", replicas.Replicas()},
                {"desired", running ? running->to.size() : placement.members().size()},
-               {"active", placement.members().size()},
+               {"active", stats.devices.size()},
+               {"asleep", primary->engine->Asleep()},
                {"max_devices", replicas.options().max_devices},
                {"operation", running ? Json(running->operation) : Json()},
                {"devices", devices},
                {"kv_blocks", stats.kv_blocks},
                {"kv_usage", stats.kv_usage},
                {"standby", stats.standby},
+               {"expert_imbalance", replicas.ExpertImbalance()},
                {"memory", memory},
                {"experts", experts}};
   return Answer(200, body);
@@ -270,6 +272,28 @@ void AddScaleRoutes(ApiServer& server, ReplicaSet& replicas) {
                     const auto report = replicas.CancelResize(request.rest);
                     return report ? Answer(200, Operation(*report)) : Refusal(report.error(), "id");
                   }));
+  server.AddRoute(
+      "POST", "/v1/rebalance", Plain([&replicas](const HttpRequest& request) {
+        const auto body = request.body.empty() ? Json::object() : ParseJson(request.body);
+        if (!body || !body->is_object())
+          return Refusal({ErrorCode::kInvalidArgument, "the body must be a JSON object, or empty"}, "");
+        const auto outlook = replicas.Balance();
+        const auto report = replicas.StartRebalance();
+        if (!report) return Refusal(report.error(), "");
+        Json answer = Operation(*report);
+        if (outlook)
+          answer["imbalance"] = {{"before", outlook->now},
+                                 {"planned", outlook->planned},
+                                 {"rows_per_expert", outlook->rows_per_expert},
+                                 {"moves", outlook->moves}};
+        return Answer(202, answer);
+      }));
+  server.AddMetrics([&replicas] {
+    return fmt::format(
+        "# HELP elasticmoe_expert_imbalance Rows of a layer's busiest device over the mean, since the last "
+        "commit.\n# TYPE elasticmoe_expert_imbalance gauge\nelasticmoe_expert_imbalance {}\n",
+        replicas.ExpertImbalance());
+  });
   server.AddRoute("GET", "/v1/cluster", Plain([&replicas](const HttpRequest&) { return Cluster(replicas); }));
   server.AddRoute("POST", "/scale_elastic_ep",
                   Waiting([&replicas](const std::string& body) { return ScaleElasticEp(body, replicas); }));

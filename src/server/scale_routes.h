@@ -12,6 +12,7 @@ namespace elasticmoe::server {
 //   202
 //                    an operation
 //   GET    /v1/scale/{id} -> 200 the operation; DELETE /v1/scale/{id} -> 200 the operation, being taken back
+//   POST   /v1/rebalance  -> 202 an operation: hot experts change places, the devices stay
 //   GET    /v1/cluster    -> 200 devices, their phases, where experts are, memory
 void AddScaleRoutes(ApiServer& server, runtime::ReplicaSet& replicas);
 

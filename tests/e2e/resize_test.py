@@ -195,7 +195,8 @@ class Resize(unittest.TestCase):
     def test_what_cannot_be_done_is_refused_and_changes_nothing(self):
         with Server(devices=2, flags=["--max-devices", "4"]) as server:
             before = server_json(server, "/v1/cluster")
-            for body, status, word in [({"devices": 0}, 400, "devices"), ({"devices": 9}, 400, "max-devices=4"), ({"devices": "x"}, 400, "devices"),
+            for body, status, word in [({"devices": -1}, 400, "devices"), ({"devices": 0, "strategy": "drain"}, 400, "target=0"),
+                                       ({"devices": 9}, 400, "max-devices=4"), ({"devices": "x"}, 400, "devices"),
                                        ({}, 400, "devices"), ({"devices": 1, "remove": [7]}, 400, "7"),
                                        ({"devices": 3, "strategy": "magic"}, 400, "magic"),
                                        ({"devices": 3, "strategy": "horizontal"}, 400, "multiple")]:

@@ -14,6 +14,9 @@ namespace {
 constexpr double kEpsilon =
     1e-9;  // shares are sums of few products: far above their rounding, far below 1/experts
 
+// An exchange of two experts must lower the busiest member's load in the layer by this: counts are noisy.
+constexpr double kLeastGain = 0.01;
+
 // Rounds real shares to counts, layer by layer.
 struct Rounding {
   std::vector<double> share;  // of a layer
@@ -157,6 +160,7 @@ class LayerAssignment {
     for (std::size_t i = 0; i < members.size(); ++i) {
       fair_[i] = slots > 0 ? total * quota[i] / slots : 0;
       domain_.push_back(FindDevice(facts_, members[i])->domain);
+      weight_.push_back(FindDevice(facts_, members[i])->weight);
     }
     ChooseCopies(slots - facts_.experts);
     if (!input.present) return;
@@ -186,6 +190,9 @@ class LayerAssignment {
     for (const int e : far) Place(e);
     for (const bool near : {true, false})
       for (int from = MostAbove(near); from >= 0; from = MostAbove(near)) MoveOneFrom(from, near);
+    if (facts_.even_load && !facts_.load.empty())
+      for (int swaps = 0; swaps < facts_.experts && Exchange(); ++swaps) {
+      }
   }
 
   const std::vector<int>& Holders(int expert) const { return holders_[expert]; }
@@ -270,6 +277,30 @@ class LayerAssignment {
              e);  // a further copy may stay away, a first one may not
   }
 
+  // One expert of the busiest member (by what it can do) for a colder one of another, so that the busier of
+  // both has the least; false where that brings little.
+  bool Exchange() {
+    const auto time = [&](int i, double load) { return load / weight_[i]; };
+    int hot = 0;
+    for (int i = 1; i < static_cast<int>(members_.size()); ++i)
+      if (time(i, load_[i]) > time(hot, load_[hot]) + kEpsilon) hot = i;
+    const double before = time(hot, load_[hot]);
+    double best = before * (1 - kLeastGain);
+    int give = -1, take = -1, with = -1;
+    for (int i = 0; i < static_cast<int>(members_.size()); ++i)
+      for (const int e : held_[hot])
+        for (const int f : held_[i]) {
+          const double less = per_copy_[e] - per_copy_[f];
+          if (i == hot || less <= 0 || Holds(i, e) || Holds(hot, f)) continue;
+          const double after = std::max(time(hot, load_[hot] - less), time(i, load_[i] + less));
+          if (after < best - kEpsilon) best = after, give = e, take = f, with = i;
+        }
+    if (give < 0) return false;
+    Take(give, hot), Take(take, with);
+    Give(give, with), Give(take, hot);
+    return true;
+  }
+
   // The member with most load above its share among those that must give (and, if `near`, can inside their
   // domain).
   int MostAbove(bool near) const {
@@ -319,6 +350,7 @@ class LayerAssignment {
   const std::vector<DeviceId>& members_;
   const std::vector<int>& quota_;
   std::vector<DomainId> domain_;  // [member]
+  std::vector<double> weight_;    // [member]
   std::vector<int> copies_;
   std::vector<std::vector<int>> holders_;    // [expert] members
   std::vector<std::vector<int>> held_;       // [member] experts

@@ -91,11 +91,43 @@ class Checker {
     return {};
   }
 
+  // Where loads are to be made even, no layer's busiest member gets busier. (Which copies are kept decides
+  // more than loads can tell: with any, nothing is promised.)
+  Status EvenLoad() const {
+    const Placement& base = plan_.base;
+    const Placement& final = plan_.Final();
+    if (!facts_.even_load || facts_.load.empty() || facts_.redundancy > 0) return {};
+    if (std::set(base.members().begin(), base.members().end()) !=
+        std::set(final.members().begin(), final.members().end()))
+      return {};
+    for (int layer = 0; layer < facts_.layers; ++layer) {
+      double most[2] = {0, 0};
+      const Placement* placements[2] = {&base, &final};
+      for (int side = 0; side < 2; ++side)
+        for (const DeviceId member : placements[side]->members()) {
+          double load = 0;
+          for (int expert = 0; expert < facts_.experts; ++expert) {
+            if (placements[side]->Owners(layer, expert).size() != 1) return {};
+            if (placements[side]->Owns(member, layer, expert))
+              load += facts_.load[static_cast<std::size_t>(layer) * facts_.experts + expert];
+          }
+          most[side] = std::max(most[side], load / devices_.at(member)->weight);
+        }
+      // Counts that the weights or budgets of now make others than before come first.
+      bool counts = true;
+      for (const DeviceId member : base.members())
+        counts = counts && base.ExpertsOn(member, layer) == final.ExpertsOn(member, layer);
+      if (counts && most[1] > most[0] * (1 + 1e-9))
+        return Broken("layer={}: the busiest member's load grows from {} to {}", layer, most[0], most[1]);
+    }
+    return {};
+  }
+
   // The fewest moves, where neither copies nor budgets interfere (then shares are those of the weights
   // alone).
   Status FewMoves() const {
     const Placement& final = plan_.Final();
-    if (facts_.redundancy > 0 || facts_.layers == 0) return {};
+    if (facts_.redundancy > 0 || facts_.layers == 0 || facts_.even_load) return {};
     double weights = 0;
     for (const DeviceId member : final.members()) weights += devices_.at(member)->weight;
     for (const DeviceId member : final.members()) {
@@ -348,6 +380,7 @@ Status CheckPlan(const PlanInput& input, const ResizePlan& plan) {
   Checker checker(input.facts, plan);
   EM_RETURN_IF_ERROR(checker.Stages(input.target));
   EM_RETURN_IF_ERROR(checker.Balance());
+  EM_RETURN_IF_ERROR(checker.EvenLoad());
   return checker.FewMoves();
 }
 

@@ -12,6 +12,8 @@
 //  4. An expert changes its owners in one stage only. A source is freed after the commit, so a stage needs
 //  old and
 //     new together, and holds the budgets with both.
+//     With `even_load`, experts beyond these are exchanged, hot for cold, until the members' loads in each
+//     layer are even: as many on each as before, and no busiest member is busier.
 //  5. First stage: new members join without experts, so that they take requests as soon as the non-expert
 //     weights are there. Then experts, hottest first, in batches. Last stage: leaving members, empty by now,
 //     are dropped. With `at_once` all of that is one stage, if nothing is copied, budgets allow it, and
@@ -45,6 +47,7 @@ struct PlanFacts {
   std::vector<double> load;         // [layers, experts] rows lately; empty = unknown, taken as uniform
   int redundancy = 0;               // extra copies a layer, given to the hottest experts
   int stage_experts = 0;            // experts a commit; 0 = an eighth of all that move
+  bool even_load = false;           // exchange experts until loads are even (see 3 above)
   bool at_once = false;             // one commit for all, where no byte is copied (see 5 above)
 };
 

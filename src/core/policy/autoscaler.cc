@@ -57,6 +57,8 @@ std::string_view ToString(DecisionCode code) {
       return "resizing";
     case DecisionCode::kStatic:
       return "static";
+    case DecisionCode::kRebalance:
+      return "rebalance";
   }
   return "?";
 }

@@ -49,8 +49,9 @@ enum class DecisionCode {
   kManual,         // held by a person
   kResizing,       // one is under way
   kStatic,
+  kRebalance,  // as many devices, but hot experts change places (hot_experts.h)
 };
-inline constexpr int kDecisionCodes = 11;
+inline constexpr int kDecisionCodes = 12;
 std::string_view ToString(DecisionCode code);
 
 struct AutoscalerOptions {
@@ -112,6 +113,7 @@ class Autoscaler {
   Decision Tick(TimeNs now, const ServingState& state);
 
   const StepCost& cost() const { return learner_.cost(); }
+  double resize_s() const { return resize_s_; }  // as measured
   const AutoscalerOptions& options() const { return options_; }
   double SeenAttainment(TimeNs now) const;
   // The best that any allowed size reaches under `load`.

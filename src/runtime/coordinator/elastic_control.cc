@@ -128,7 +128,7 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
       device.expert_budget_bytes = std::max<std::uint64_t>(left, 1);  // 0 would mean no limit
   }
   facts.redundancy = std::min(options_.redundant_experts, facts.experts * std::max(devices - 1, 0));
-  const std::scoped_lock lock(instances_mutex_);
+  const std::scoped_lock lock(rows_mutex_);
   for (int layer = 0; layer < facts.layers; ++layer)
     for (int expert = 0; expert < facts.experts; ++expert) {
       const std::size_t index = facts.load.size();
@@ -429,12 +429,15 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
         return {};
       },
       [&] { return CommitWithinStep(placement); }));
+  {
+    const std::scoped_lock lock(rows_mutex_);
+    rows_at_resize_.clear();
+    for (int layer = 0; layer < moe_layers_; ++layer)
+      for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
+        rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
+  }
   // Before anything of the epoch before it is given up: an adopted HMM always has what it has recorded.
   const std::scoped_lock lock(instances_mutex_);
-  rows_at_resize_.clear();
-  for (int layer = 0; layer < moe_layers_; ++layer)
-    for (int expert = 0; expert < checkpoint_.spec.moe.experts; ++expert)
-      rows_at_resize_.push_back(exchange_->ExpertRows(layer, expert).load(std::memory_order_relaxed));
   if (Status recorded = hmm_->Record(placement); !recorded)
     LogWarn("{}", recorded.error().message);  // it died: the next one is told when it takes over
   return {};
@@ -536,6 +539,44 @@ Status ElasticEngine::HoldIntake(bool hold, const std::stop_token& stop) {
     if (stop.stop_requested()) return Fail(ErrorCode::kUnavailable, "the server is stopping");
     std::this_thread::sleep_for(kPoll);
   }
+}
+
+// ---------------------------------------------------------------- sleep
+
+Status ElasticEngine::Sleep() {
+  return BetweenSteps([&]() -> Status {
+    TakeMoved();
+    {
+      const std::scoped_lock lock(mutex_);
+      if (asleep_) return {};
+      if (!scheduler_->Idle() || !submitted_.empty() || mover_->Pending() > 0)
+        return Fail(ErrorCode::kFailedPrecondition, "going to sleep: there are requests");
+      asleep_ = true;  // a request that comes from now on wakes it
+    }
+    const std::scoped_lock lock(instances_mutex_);
+    for (const DeviceId member : placement_.members()) instances_->Retire(member);
+    UpdatePids();
+    Rewatch();
+    PublishStats();
+    return {};
+  });
+}
+
+Status ElasticEngine::Wake() {
+  return BetweenSteps([&]() -> Status {
+    if (!asleep_) return {};
+    const std::scoped_lock lock(instances_mutex_);
+    EM_RETURN_IF_ERROR(AttachAll());
+    {
+      const std::scoped_lock awake(mutex_);
+      asleep_ = false;
+    }
+    UpdatePids();
+    if (Status filled = instances_->FillStandby(); !filled) LogWarn("{}", filled.error().message);
+    Rewatch();
+    PublishStats();
+    return {};
+  });
 }
 
 Status ElasticEngine::Retire(DeviceId device) {

@@ -55,6 +55,8 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   const core::ModelSpec& spec = checkpoint_.spec;
   EM_ASSIGN_OR_RETURN(const compute::Kernels* kernels, compute::FindKernels(options_.kernels));
   options_.kernels = std::string(kernels->name);
+  kv_token_bytes_ = static_cast<double>(compute::KvLayout::Of(spec, kernels->kv_element_bytes).BlockBytes()) /
+                    compute::kBlockTokens;
   if (options_.max_model_len <= 0 || options_.max_model_len > spec.max_positions)
     options_.max_model_len = spec.max_positions;
   if (options_.devices < 1 || options_.devices > options_.max_devices || options_.max_devices > kMaxDevices)
@@ -255,6 +257,14 @@ void ElasticEngine::FailAll(const std::string& error) {
   });
 }
 
+void ElasticEngine::FailWaiting(const std::string& error) {
+  (void)BetweenSteps([&]() -> Status {
+    TakeInbox();
+    GiveUp({ErrorCode::kUnavailable, error});
+    return {};
+  });
+}
+
 bool ElasticEngine::Idle() const {
   const std::scoped_lock lock(mutex_);
   return !busy_ && submitted_.empty();
@@ -322,7 +332,7 @@ void ElasticEngine::Loop() {
     }
     if (next_hmm_)
       if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
-    core::StepPlan plan = scheduler_->Plan(Now());
+    core::StepPlan plan = asleep_ ? core::StepPlan{} : scheduler_->Plan(Now());
     std::move(plan.failed.begin(), plan.failed.end(), std::back_inserter(events_));
     if (!plan.Empty()) {
       if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_)
@@ -469,6 +479,7 @@ void ElasticEngine::ReadStep(const core::StepPlan& plan) {
 
 void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!CopyTails(plan)) return;
+  const TimeNs begin = last_step_end_ != 0 ? last_step_end_ : Now();
   ExchangeHeader& header = exchange_->header();
   const std::uint32_t step = header.step + 1;
   WriteStep(plan, step);
@@ -489,6 +500,7 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   if (!fresh_.empty())
     for (const core::DevicePlan& device : plan.devices)
       if (fresh_.erase(device.device) > 0) Observe(core::FirstTokenEvent{device.device});
+  NoteStep(plan, static_cast<double>(Now() - begin) * 1e-9);
   ReadStep(plan);
   scheduler_->Complete(result_, Now(), events_);
 }
@@ -505,6 +517,36 @@ void ElasticEngine::CountStepTime() {
   devices_ended_ = end;
 }
 
+void ElasticEngine::NoteStep(const core::StepPlan& plan, double seconds) {
+  core::StepShape shape;
+  shape.devices = static_cast<int>(placement_.members().size());
+  double all_rows = 0;
+  for (const core::DevicePlan& device : plan.devices) {
+    double rows = 0, context = 0;
+    for (const core::SequenceStep& sequence : device.sequences) {
+      rows += sequence.rows;
+      context += sequence.start_position + sequence.rows;
+    }
+    all_rows += rows;
+    shape.rows = std::max(shape.rows, rows);
+    shape.kv_bytes = std::max(shape.kv_bytes, context * KvTokenBytes());
+  }
+  const core::ModelSpec& spec = checkpoint_.spec;
+  shape.experts =
+      core::ExpertsTouched(spec.moe.experts, spec.moe.top_k, shape.devices, all_rows) * moe_layers_;
+  const auto bucket = std::ranges::lower_bound(kStepRowBounds, static_cast<int>(all_rows));
+  ++steps_by_rows_[static_cast<std::size_t>(bucket - kStepRowBounds.begin())];
+  step_rows_ += static_cast<std::uint64_t>(all_rows);
+  if (step_observer_) step_observer_(shape, seconds);
+}
+
+void ElasticEngine::SetStepObserver(StepObserver observer) {
+  (void)BetweenSteps([&]() -> Status {
+    step_observer_ = std::move(observer);
+    return {};
+  });
+}
+
 void ElasticEngine::PublishStats() {
   const core::SchedulerStats schedule = scheduler_->Stats();
   EngineStats stats;
@@ -517,12 +559,15 @@ void ElasticEngine::PublishStats() {
   stats.steps = steps_;
   stats.step_ns = step_ns_;
   stats.between_steps_ns = between_steps_ns_;
+  stats.steps_by_rows = steps_by_rows_;
+  stats.step_rows = step_rows_;
   stats.preemptions = schedule.preemptions;
   stats.prefix_queries = schedule.prefix_queries;
   stats.prefix_hits = schedule.prefix_hits;
   stats.epoch = placement_.epoch().value;
   stats.recoveries = recoveries_;
   for (const DeviceId member : placement_.members()) {
+    if (asleep_) break;
     DeviceStats device;
     device.device = member;
     device.pid = pids_[member];

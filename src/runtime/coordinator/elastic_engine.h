@@ -26,6 +26,7 @@
 #include "compute/layout.h"
 #include "core/control/resize_values.h"
 #include "core/placement/placement.h"
+#include "core/policy/step_cost.h"
 #include "core/schedule/scheduler.h"
 #include "model/checkpoint.h"
 #include "runtime/coordinator/hmm_client.h"
@@ -89,10 +90,23 @@ class ElasticEngine : public Engine {
   const core::ModelSpec& Spec() const override { return checkpoint_.spec; }
   int MaxModelLen() const override { return options_.max_model_len; }
 
+  // Called on the engine's thread after each step, with its seconds (from the end of the one before where
+  // that went straight on); must not block.
+  using StepObserver = std::function<void(const core::StepShape&, double)>;
+  void SetStepObserver(StepObserver observer);
+  double KvTokenBytes() const { return kv_token_bytes_; }  // of all layers
+
   // Refuses new requests from now on; those running go on.
   void StopAccepting();
   bool Idle() const;
   void FailAll(const std::string& error);  // every request ends with it, after the step that runs
+  // The workers give their memory up; weights and KV stay with the HMM. Requests wait until Wake, which
+  // attaches the same devices again. kFailedPrecondition while there are requests.
+  Status Sleep();
+  Status Wake();
+  bool Asleep() const { return asleep_; }
+  void FailWaiting(const std::string& error);  // those that are there end with it
+
   // KV memory a device from now on, at most the room; the resize controller makes it so.
   void SetKvMemory(std::size_t bytes) { kv_memory_bytes_ = bytes; }
 
@@ -182,6 +196,7 @@ class ElasticEngine : public Engine {
   void Watch(const std::stop_token& stop);  // thread: deaths of processes
   void Rewatch();                           // the processes to watch have changed
   void CountStepTime();
+  void NoteStep(const core::StepPlan& plan, double seconds);
   void PublishStats();
   double WeightOf(DeviceId device) const;
   std::vector<core::SchedulerDevice> SchedulerDevices() const;
@@ -193,6 +208,7 @@ class ElasticEngine : public Engine {
   bool adopted_ = false;
   int moe_layers_ = 0;
   const int cpus_ = static_cast<int>(AllowedCpus().size());
+  double kv_token_bytes_ = 0;
 
   mutable std::mutex instances_mutex_;  // guards what follows: two threads use it
   std::unique_ptr<HmmClient> hmm_;
@@ -211,7 +227,8 @@ class ElasticEngine : public Engine {
   std::optional<PeerCopies> peers_;
   std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
   std::chrono::steady_clock::time_point vacating_since_;
-  std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), at the last commit
+  mutable std::mutex rows_mutex_;              // not the instances': who shows metrics must not wait for a resize
+  std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), at the last commit; guarded by it
 
   // Owned by the engine's thread once it runs.
   std::optional<Exchange> exchange_;
@@ -242,6 +259,9 @@ class ElasticEngine : public Engine {
   std::uint64_t steps_ = 0, recoveries_ = 0;
   TimeNs devices_ended_ = 0;  // when they ended the step before; 0 = nothing was to be done since
   TimeNs step_ns_ = 0, between_steps_ns_ = 0;
+  StepObserver step_observer_;
+  std::array<std::uint64_t, kStepRowBounds.size() + 1> steps_by_rows_{};
+  std::uint64_t step_rows_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable work_;
@@ -267,6 +287,7 @@ class ElasticEngine : public Engine {
   bool hmm_down_ = false;   // it died, and the next one has not taken over
   std::size_t queued_ = 0;  // waiting in the scheduler, for the limit
 
+  std::atomic<bool> asleep_{false};       // set by the engine's thread, under mutex_
   std::atomic<bool> death_{false};        // a process that steps need ended: looked at within steps, too
   std::atomic<bool> other_death_{false};  // another one
   std::atomic<bool> watch_again_{false};

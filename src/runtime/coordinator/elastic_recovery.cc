@@ -19,7 +19,7 @@ Status ElasticEngine::RecoverWorkers() {
     // business.
     std::vector<DeviceId> missing;
     for (const DeviceId member : placement_.members())
-      if (instances_->PidOf(member) < 0) missing.push_back(member);
+      if (instances_->PidOf(member) < 0 && !asleep_) missing.push_back(member);
     if (step_given_up_) {
       // Out of that step first: nobody may write into areas that the next plan uses.
       step_given_up_ = false;
@@ -99,7 +99,8 @@ Status ElasticEngine::SwitchToNextHmm() {
       instances_->Retire(device);  // it was joining: the stage is prepared again, from the start
   }
   prepared_.reset();
-  EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
+  if (!asleep_)
+    EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
   PublishKvBlocks();
   UpdateKvBlocks();
   ++recoveries_;

@@ -10,9 +10,10 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr int kReportsKept = 64;
+constexpr char kSleep[] = "sleep", kWake[] = "wake";  // not chosen by a caller: going to zero and back
 
 bool HandledByController(const std::string& strategy) {
-  return strategy == "elastic" || strategy == "drain";
+  return strategy == "elastic" || strategy == "drain" || strategy == "rebalance";
 }
 
 std::vector<DeviceId> DeviceRange(int count) {
@@ -34,6 +35,7 @@ Expected<std::unique_ptr<ReplicaSet>> ReplicaSet::Start(const EngineOptions& opt
   set->spec_ = engine->Spec();
   set->max_model_len_ = engine->MaxModelLen();
   set->members_[set->next_member_++].replica = set->Wrap(std::move(engine));
+  set->Account();
   set->thread_ = std::jthread([set = set.get()](const std::stop_token& stop) { set->Loop(stop); });
   return set;
 }
@@ -55,6 +57,8 @@ ReplicaSet::~ReplicaSet() {
 std::shared_ptr<ReplicaSet::Replica> ReplicaSet::Wrap(std::unique_ptr<ElasticEngine> engine) {
   auto replica = std::make_shared<Replica>();
   replica->engine = std::move(engine);
+  replica->engine->SetStepObserver(
+      [this](const core::StepShape& shape, double seconds) { log_.Stepped(shape, seconds); });
   replica->controller = std::make_unique<ResizeController>(
       *replica->engine, [this](const core::ResizeReport& report) { Ended(report); });
   return replica;
@@ -66,6 +70,8 @@ void ReplicaSet::SetResizeObserver(std::function<void(const core::ResizeReport&)
 }
 
 void ReplicaSet::Ended(const core::ResizeReport& report) {
+  cost_.SetDevices(Now(), static_cast<int>((report.error ? report.from : report.to).size()));
+  log_.Resized(report);
   const std::scoped_lock lock(observer_mutex_);
   if (observer_) observer_(report);
 }
@@ -82,12 +88,14 @@ Status ReplicaSet::Submit(core::GenerationRequest request, Sink sink) {
   MemberId id = 0;
   std::shared_ptr<Replica> replica;
   const RequestId request_id = request.id;
+  log_.Arrived(request_id, Now(), static_cast<int>(request.prompt.size()));
   {
     const std::scoped_lock lock(mutex_);
     for (auto& [member_id, member] : members_)
       if (member.accepts && (id == 0 || member.requests < members_.at(id).requests)) id = member_id;
     if (id == 0) {
       ++refused_;
+      log_.Refused(request_id, Now(), true);
       return Fail(ErrorCode::kUnavailable, "the server is being restarted at another size; try again later");
     }
     replica = members_.at(id).replica;
@@ -100,7 +108,9 @@ Status ReplicaSet::Submit(core::GenerationRequest request, Sink sink) {
                                             Note(id, event);
                                             sink(event);
                                           });
+  if (status && replica->engine->Asleep()) WakeForRequests();
   if (!status) {
+    log_.Refused(request_id, Now(), status.error().code != ErrorCode::kInvalidArgument);
     const std::scoped_lock lock(mutex_);
     if (status.error().code == ErrorCode::kUnavailable) ++refused_;
     if (routes_.erase(request_id) > 0)
@@ -110,6 +120,7 @@ Status ReplicaSet::Submit(core::GenerationRequest request, Sink sink) {
 }
 
 void ReplicaSet::Note(MemberId id, const core::TokenEvent& event) {
+  log_.Event(event, Now());
   const std::scoped_lock lock(mutex_);
   const auto at = members_.find(id);
   if (!event.tokens.empty()) {
@@ -158,6 +169,8 @@ EngineStats ReplicaSet::Stats() const {
     sum.steps += one.steps;
     sum.step_ns += one.step_ns;
     sum.between_steps_ns += one.between_steps_ns;
+    for (std::size_t i = 0; i < sum.steps_by_rows.size(); ++i) sum.steps_by_rows[i] += one.steps_by_rows[i];
+    sum.step_rows += one.step_rows;
     sum.preemptions += one.preemptions;
     sum.prefix_queries += one.prefix_queries;
     sum.prefix_hits += one.prefix_hits;
@@ -170,6 +183,11 @@ EngineStats ReplicaSet::Stats() const {
       ++sum.phases[std::string(core::ToString(phase))];
   }
   sum.resizing = RunningResize().has_value();
+  Account();
+  const ServingLog::Totals totals = log_.Sums();
+  sum.cost = cost_.Read(Now(), totals.busy_device_s);
+  sum.cost.requests = totals.requests;
+  sum.cost.output_tokens = totals.output_tokens;
   sum.kv_usage = sum.kv_blocks == 0 ? 0 : used / static_cast<double>(sum.kv_blocks);
   return sum;
 }
@@ -204,9 +222,20 @@ std::shared_ptr<ReplicaSet::Replica> ReplicaSet::Primary() const {
 // ---------------------------------------------------------------- operations
 
 Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
+  auto report = StartResize(std::move(command));
+  if (report) {
+    commanded_ = Now();
+    Account();
+  }
+  return report;
+}
+
+Expected<core::ResizeReport> ReplicaSet::StartResize(core::ResizeCommand command) {
   if (auto known = FindResize(command.operation); known && !HandledByController(known->strategy)) {
-    if (known->strategy == command.strategy && static_cast<int>(known->to.size()) == command.count)
-      return *known;
+    const bool same =
+        known->strategy == command.strategy ||
+        (command.strategy == "elastic" && (known->strategy == kSleep || known->strategy == kWake));
+    if (same && static_cast<int>(known->to.size()) == command.count) return *known;
     return Fail(ErrorCode::kAlreadyExists,
                 "starting a resize: operation={} was started with another target; choose a new id",
                 command.operation);
@@ -218,6 +247,16 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
         running->operation, running->from.size(), running->to.size(), core::ToString(running->state));
   const auto primary = Primary();
   if (!primary) return Fail(ErrorCode::kUnavailable, "starting a resize: the server is being restarted");
+  const bool asleep = primary->engine->Asleep();
+  if (command.strategy == "elastic" && (asleep || command.count == 0) && command.target.empty()) {
+    if (!command.victims.empty() && asleep)
+      return Fail(ErrorCode::kInvalidArgument, "remove: the server sleeps, it has no devices");
+    command.strategy = command.count == 0 ? kSleep : kWake;
+    command.victims.clear();
+  } else if (asleep) {
+    return Fail(ErrorCode::kFailedPrecondition,
+                "starting a resize: the server sleeps; wake it first (devices=1, strategy=elastic)");
+  }
   if (HandledByController(command.strategy)) {
     if (Replicas() > 1)
       return Fail(ErrorCode::kFailedPrecondition,
@@ -225,13 +264,15 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
                   Replicas());
     return primary->controller->Start(std::move(command));
   }
-  if (command.strategy != "cold-restart" && command.strategy != "extravagant" &&
-      command.strategy != "colocated" && command.strategy != "horizontal")
+  const bool sleeps = command.strategy == kSleep && command.count == 0;
+  if (!sleeps && !(command.strategy == kWake && asleep) && command.strategy != "cold-restart" &&
+      command.strategy != "extravagant" && command.strategy != "colocated" &&
+      command.strategy != "horizontal")
     return Fail(ErrorCode::kInvalidArgument,
                 "strategy: {} is none of elastic, drain, cold-restart, extravagant, colocated, horizontal",
                 command.strategy);
   const int present = Devices();
-  if (command.count < 1 || command.count > options_.max_devices)
+  if ((command.count < 1 && !sleeps) || command.count > options_.max_devices)
     return Fail(ErrorCode::kInvalidArgument, "devices: {} is not in 1..{} (--max-devices)", command.count,
                 options_.max_devices);
   if (!command.victims.empty())

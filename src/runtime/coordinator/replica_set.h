@@ -10,6 +10,9 @@
 //   are there horizontal    a replica of the present size is loaded and stays; the other way, one is drained
 //   and ends
 //
+// At zero devices the engine sleeps: its workers have given their memory up, weights and KV stay with the
+// HMM. The first request wakes it, to one device.
+//
 // Thread-safe.
 #pragma once
 
@@ -23,12 +26,15 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/coordinator/autoscaler.h"
+#include "runtime/coordinator/cost_meter.h"
 #include "runtime/coordinator/elastic_engine.h"
 #include "runtime/coordinator/resize_controller.h"
+#include "runtime/coordinator/serving_log.h"
 
 namespace elasticmoe::runtime {
 
-class ReplicaSet : public Engine {
+class ReplicaSet : public Engine, public ScalingTarget {
  public:
   using Progress = std::function<void(std::uint64_t, std::uint64_t)>;  // loaded and all bytes
 
@@ -43,8 +49,20 @@ class ReplicaSet : public Engine {
   void StopAccepting();
 
   // Starts an operation, or finds it again by its id. Errors as ResizeController::Start's; kInvalidArgument
-  // names an unknown strategy or a size that the strategy cannot have.
+  // names an unknown strategy or a size that the strategy cannot have. This one is a person's: an autoscaler
+  // is told.
   Expected<core::ResizeReport> Resize(core::ResizeCommand command);
+
+  // For the autoscaler.
+  ScalingSnapshot Snapshot() override;
+  Status ResizeTo(int devices, const std::string& strategy) override;
+  std::optional<core::BalanceOutlook> Balance() override;
+  Status Rebalance() override;
+  // Exchanges experts until the devices' loads are even; `operation` names it. Errors as Resize's.
+  Expected<core::ResizeReport> StartRebalance(std::string operation = "");
+  double ExpertImbalance() const;  // by the rows since the last commit; 1 = even
+  core::ServingShape Shape() const;
+
   Expected<core::ResizeReport> CancelResize(const std::string& operation);
   std::optional<core::ResizeReport> FindResize(const std::string& operation) const;
   std::optional<core::ResizeReport> RunningResize() const;
@@ -77,7 +95,16 @@ class ReplicaSet : public Engine {
   };
   using MemberId = std::uint64_t;
 
-  explicit ReplicaSet(EngineOptions options) : options_(std::move(options)) {}
+  explicit ReplicaSet(EngineOptions options)
+      : options_(std::move(options)), cost_(options_.threads_per_device, EnergyCounters::Open()) {}
+
+  Expected<core::ResizeReport> StartResize(core::ResizeCommand command);
+  Status Sleep(core::ResizeReport& report);
+  Status Wake(core::ResizeReport& report, int devices);
+  // By the engine's own controller, as a part of the operation that runs here.
+  Status ResizeWithin(const core::ResizeReport& report, int devices);
+  void WakeForRequests();
+  void Account() const;  // the devices that are paid for, from now on
 
   void Loop(const std::stop_token& stop);
   Status Run(core::ResizeReport& report);  // on the thread
@@ -97,6 +124,10 @@ class ReplicaSet : public Engine {
   EngineOptions Beside(int devices, bool other_cores);
 
   EngineOptions options_;
+  mutable CostMeter cost_;
+  ServingLog log_;
+  std::atomic<TimeNs> commanded_{-1};             // when a person last asked for a size
+  std::atomic<std::uint64_t> next_operation_{1};  // of those that nobody else has named
   ResizeTrace trace_;
   std::mutex observer_mutex_;
   std::function<void(const core::ResizeReport&)> observer_;

@@ -11,6 +11,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr std::chrono::milliseconds kPoll{5};
+constexpr std::chrono::seconds kAccountEvery{60};
 constexpr std::chrono::seconds kKvPatience{20};          // for the old engine to give up half of its KV
 constexpr std::chrono::seconds kFirstTokenPatience{30};  // where no request comes, there is none to wait for
 
@@ -40,7 +41,12 @@ void ReplicaSet::Loop(const std::stop_token& stop) {
     core::ResizeReport report;
     {
       std::unique_lock lock(mutex_);
-      if (!changed_.wait(lock, stop, [&] { return running_.has_value(); })) return;
+      while (!changed_.wait_for(lock, stop, kAccountEvery, [&] { return running_.has_value(); })) {
+        if (stop.stop_requested()) return;
+        lock.unlock();
+        (void)Stats();  // reads the energy counters before they wrap
+        lock.lock();
+      }
       report = reports_.back();
     }
     Status status = Run(report);
@@ -54,14 +60,22 @@ void ReplicaSet::Loop(const std::stop_token& stop) {
                 "operation", report.started, *report.finished});
     Publish(report);
     Ended(report);
-    const std::scoped_lock lock(mutex_);
-    running_.reset();
-    changed_.notify_all();
+    bool requests = false;
+    {
+      const std::scoped_lock lock(mutex_);
+      running_.reset();
+      changed_.notify_all();
+      requests = !routes_.empty();
+    }
+    // They came while it fell asleep.
+    if (const auto primary = Primary(); requests && primary && primary->engine->Asleep()) WakeForRequests();
   }
 }
 
 Status ReplicaSet::Run(core::ResizeReport& report) {
   const int devices = static_cast<int>(report.to.size());
+  if (report.strategy == "sleep") return Sleep(report);
+  if (report.strategy == "wake") return Wake(report, devices);
   if (report.strategy == "cold-restart") return ColdRestart(report, devices);
   if (report.strategy == "horizontal") return Horizontal(report, devices);
   return ReplaceBeside(report, devices, report.strategy == "colocated");
@@ -116,6 +130,48 @@ void ReplicaSet::DrainAndEnd(MemberId id) {
     replica.reset();
     return {};
   });
+}
+
+Status ReplicaSet::ResizeWithin(const core::ResizeReport& report, int devices) {
+  const auto primary = Primary();
+  core::ResizeCommand command;
+  command.count = devices;
+  command.operation = fmt::format("{}/{}", report.operation, devices);
+  EM_RETURN_IF_ERROR(primary->controller->Start(command));
+  while (!thread_.get_stop_token().stop_requested()) {
+    const auto now = primary->controller->Await(command.operation, TimeNs{100'000'000});
+    if (!now || !now->finished) continue;
+    if (now->error) return tl::unexpected<Error>(*now->error);
+    return {};
+  }
+  return Fail(ErrorCode::kUnavailable, "the server is stopping");
+}
+
+Status ReplicaSet::Sleep(core::ResizeReport& report) {
+  if (Primary()->controller->Running())
+    return Fail(ErrorCode::kFailedPrecondition, "going to sleep: a resize has just begun");
+  if (report.from.size() > 1) EM_RETURN_IF_ERROR(ResizeWithin(report, 1));
+  EM_RETURN_IF_ERROR(Traced("give memory up", [&] { return Primary()->engine->Sleep(); }));
+  Serves(report);
+  return {};
+}
+
+Status ReplicaSet::Wake(core::ResizeReport& report, int devices) {
+  const auto primary = Primary();
+  MemberId id = 0;
+  {
+    const std::scoped_lock lock(mutex_);
+    id = members_.begin()->first;
+    members_.begin()->second.first_token.reset();
+  }
+  if (Status woken = Traced("attach", [&] { return primary->engine->Wake(); }); !woken) {
+    primary->engine->FailWaiting("the server could not wake: " + woken.error().message);
+    return woken;
+  }
+  if (devices > 1) EM_RETURN_IF_ERROR(ResizeWithin(report, devices));
+  Serves(report);
+  AwaitFirstToken(report, id);
+  return {};
 }
 
 Status ReplicaSet::ColdRestart(core::ResizeReport& report, int devices) {

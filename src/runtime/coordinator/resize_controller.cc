@@ -9,7 +9,7 @@
 namespace elasticmoe::runtime {
 namespace {
 
-constexpr std::string_view kDrain = "drain";
+constexpr std::string_view kDrain = "drain", kRebalance = "rebalance";
 constexpr int kFitPause = 9;                    // times as long as a piece of work on KV memory took
 constexpr std::chrono::milliseconds kTick{50};  // deadlines and repeated questions are looked at that often
 
@@ -94,15 +94,16 @@ Expected<core::ResizeReport> ResizeController::Submit(const core::ResizeEvent& e
 }
 
 Expected<core::ResizeReport> ResizeController::Start(core::ResizeCommand command) {
-  if (command.strategy != "elastic" && command.strategy != kDrain)
-    return Fail(ErrorCode::kUnimplemented, "strategy: {} is not to be had; use elastic or drain",
+  if (command.strategy != "elastic" && command.strategy != kDrain && command.strategy != kRebalance)
+    return Fail(ErrorCode::kUnimplemented, "strategy: {} is not to be had; use elastic, drain or rebalance",
                 command.strategy);
   if (command.count > engine_.options().max_devices)
     return Fail(ErrorCode::kInvalidArgument, "devices: {} is above --max-devices={}", command.count,
                 engine_.options().max_devices);
   const std::string operation = command.operation;
   if (!Find(operation) && !Running()) EM_RETURN_IF_ERROR(engine_.CheckGrowth(command.count));
-  const core::PlanFacts facts = engine_.Facts(command.count);
+  core::PlanFacts facts = engine_.Facts(command.count);
+  facts.even_load = command.strategy == kRebalance;
   if (!Running()) trace_.Begin(operation);
   return Submit(core::CommandEvent{std::move(command), facts}, operation);
 }
