@@ -14,6 +14,7 @@ void RegisterBench(CLI::App& app, Action& action) {
   RegisterBenchLoad(*bench, action);
   RegisterBenchServe(*bench, action);
   RegisterBenchResize(*bench, action);
+  RegisterBenchSimulator(*bench, action);
 }
 
 }  // namespace elasticmoe::cli

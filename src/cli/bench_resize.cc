@@ -2,7 +2,6 @@
 // own.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -12,9 +11,9 @@
 #include "cli/command.h"
 #include "cli/interrupt.h"
 #include "cli/load_run.h"
+#include "cli/machine_speed.h"
 #include "cli/resize_rows.h"
 #include "cli/server_child.h"
-#include "runtime/vmm.h"
 
 namespace elasticmoe::cli {
 namespace {
@@ -108,29 +107,6 @@ LoadResult ClosedLoop(EventLoop& loop, HttpClient& client, LoadOptions load, int
   load.requests = requests;
   load.duration_ns = duration;
   return LoadRun(loop, client, std::move(load)).Run();
-}
-
-// What a copy of weights into fresh memory can be: backed and copied in pieces as the HMM does it, by one
-// thread on an idle machine. Best of a few.
-Expected<double> CopyBandwidth() {
-  constexpr std::size_t kBytes = std::size_t{128} << 20, kPiece = std::size_t{8} << 20;
-  const runtime::PageKind pages = runtime::BestPageKind();
-  EM_ASSIGN_OR_RETURN(const runtime::Fd from_fd, runtime::CreateMemory("bench-from", kBytes, pages));
-  EM_ASSIGN_OR_RETURN(const runtime::Mapping from, runtime::Map(from_fd.get(), 0, kBytes, true));
-  EM_RETURN_IF_ERROR(runtime::Populate(from.data(), kBytes, pages));
-  double best = 0;
-  for (int round = 0; round < 5; ++round) {
-    EM_ASSIGN_OR_RETURN(const runtime::Fd to_fd, runtime::CreateMemory("bench-to", kBytes, pages));
-    EM_ASSIGN_OR_RETURN(const runtime::Mapping to, runtime::Map(to_fd.get(), 0, kBytes, true));
-    const auto start = std::chrono::steady_clock::now();
-    for (std::size_t at = 0; at < kBytes; at += kPiece) {
-      EM_RETURN_IF_ERROR(runtime::Populate(to.data() + at, kPiece, pages));
-      runtime::CopyPastCaches(to.data() + at, from.data() + at, kPiece);
-    }
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, kBytes / seconds);
-  }
-  return best;
 }
 
 // A server at the first size: what it can do, in requests a second.

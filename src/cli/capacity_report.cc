@@ -2,44 +2,21 @@
 
 #include <algorithm>
 
+#include "cli/svg_curve.h"
+
 namespace elasticmoe::cli {
 namespace {
-
-std::string Escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<')
-      out += "&lt;";
-    else if (c == '>')
-      out += "&gt;";
-    else if (c == '&')
-      out += "&amp;";
-    else
-      out += c;
-  }
-  return out;
-}
 
 // One curve of [seconds, value], filled below.
 template <class Value>
 std::string Curve(std::string_view label, const std::vector<sim::CapacitySample>& samples, Value value) {
-  constexpr double kWidth = 900, kHeight = 110;
-  double most = 0;
-  for (const auto& sample : samples) most = std::max(most, static_cast<double>(value(sample)));
-  const double end_s = std::max(1.0, samples.empty() ? 1.0 : samples.back().at_s);
-  std::string points = fmt::format("0,{}", kHeight);
-  double x = 0;
-  for (const auto& sample : samples) {
-    x = sample.at_s / end_s * kWidth;
-    points += fmt::format(" {:.1f},{:.1f}", x,
-                          kHeight - static_cast<double>(value(sample)) / std::max(most, 1e-9) * kHeight);
-  }
-  points += fmt::format(" {:.1f},{}", x, kHeight);
-  return fmt::format(
-      "<figure><figcaption>{} <small>(0 to {:.4g}, over {:.0f} s)</small></figcaption><svg viewBox=\"0 0 {} "
-      "{}\">"
-      "<polygon points=\"{}\"/></svg></figure>\n",
-      label, most, end_s, kWidth, kHeight, points);
+  std::vector<std::pair<double, double>> points;
+  for (const auto& sample : samples) points.emplace_back(sample.at_s, static_cast<double>(value(sample)));
+  return SvgCurve(label, points);
+}
+
+double Seconds(const core::Decision& decision) {
+  return static_cast<double>(decision.at) * 1e-9;
 }
 
 double PerToken(double sum, const sim::CapacityResult& r) {
@@ -63,10 +40,12 @@ Json CapacityJson(const std::vector<NamedRun>& runs) {
   Json out = Json::array();
   for (const auto& [name, r] : runs) {
     Json resizes = Json::array();
-    for (const core::Decision& d : r.resizes)
-      resizes.push_back({{"at_s", static_cast<double>(d.at) * 1e-9},
+    for (const auto& [d, ready_s, done_s] : r.resizes)
+      resizes.push_back({{"at_s", Seconds(d)},
                          {"from", d.from},
                          {"to", d.to},
+                         {"ready_s", ready_s},
+                         {"done_s", done_s},
                          {"code", std::string(core::ToString(d.code))},
                          {"reason", d.reason}});
     out.push_back({{"name", name},
@@ -86,30 +65,27 @@ Json CapacityJson(const std::vector<NamedRun>& runs) {
                    {"smallest_size", r.least_devices},
                    {"duration_s", r.duration_s},
                    {"steps", r.steps},
+                   {"faults", r.faults},
                    {"resizes", std::move(resizes)}});
   }
   return out;
 }
 
 std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& runs) {
-  std::string out = fmt::format(
-      "<!doctype html><meta charset=\"utf-8\"><title>{0}</title><style>body{{font:15px "
-      "system-ui;max-width:960px;margin:2em auto}}"
-      "svg{{width:100%;background:#f4f6f8}}polygon{{fill:#4a7fb5}}figure{{margin:.6em "
-      "0}}pre{{overflow:auto}}</style><h1>{0}</h1>"
-      "<pre>{1}</pre>\n",
-      Escaped(title), Escaped(CapacityTable(runs)));
+  std::string out = CurvePageHead(title) + fmt::format("<pre>{}</pre>\n", HtmlEscaped(CapacityTable(runs)));
   for (const auto& [name, r] : runs) {
-    out += fmt::format("<h2>{}</h2>\n", Escaped(name));
+    out += fmt::format("<h2>{}</h2>\n", HtmlEscaped(name));
     out += Curve("Arrivals a second", r.samples, [](const auto& s) { return s.arrivals; });
     out += Curve("Devices", r.samples, [](const auto& s) { return s.devices; });
     out += Curve("Waiting requests", r.samples, [](const auto& s) { return s.waiting; });
     out += Curve("Running requests", r.samples, [](const auto& s) { return s.running; });
     out += Curve("SLO attainment", r.samples, [](const auto& s) { return s.attainment; });
+    out += Curve("Worst TTFT, seconds", r.samples, [](const auto& s) { return s.worst_ttft_s; });
+    out += Curve("Output tokens a second", r.samples, [](const auto& s) { return s.output_tokens; });
     out += "<ol>";
-    for (const core::Decision& d : r.resizes)
-      out += fmt::format("<li>{:.0f} s: {} to {}: {}</li>\n", static_cast<double>(d.at) * 1e-9, d.from, d.to,
-                         Escaped(d.reason));
+    for (const auto& [d, ready_s, done_s] : r.resizes)
+      out += fmt::format("<li>{:.0f} s: {} to {}, {:.1f} s: {}</li>\n", Seconds(d), d.from, d.to,
+                         std::max(0.0, done_s - Seconds(d)), HtmlEscaped(d.reason));
     out += "</ol>\n";
   }
   return out;

@@ -28,7 +28,9 @@ void RegisterBenchLoad(CLI::App& bench, Action& action);
 void RegisterBenchKernels(CLI::App& bench, Action& action);
 void RegisterBenchPrefill(CLI::App& bench, Action& action);
 void RegisterBenchDecode(CLI::App& bench, Action& action);
+void RegisterBenchSimulator(CLI::App& bench, Action& action);
 void RegisterSimulate(CLI::App& app, Action& action);
+void RegisterCalibrate(CLI::App& app, Action& action);
 void RegisterProcesses(CLI::App& app, Action& action);  // hmm and worker, started by serve
 
 }  // namespace elasticmoe::cli

@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   cli::RegisterExportGguf(app, action);
   cli::RegisterBench(app, action);
   cli::RegisterSimulate(app, action);
+  cli::RegisterCalibrate(app, action);
   cli::RegisterProcesses(app, action);
   try {
     app.parse(argc, argv);

@@ -92,9 +92,10 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->capture_default_str();
   app.add_flag("--domain-per-device", o.domain_per_device,
                "A memory domain a device: experts are copied between devices, as on accelerators");
-  app.add_option("--isa,--kernels", o.kernels,
-                 "Instruction set: auto (the best this machine has), amxbf16, avx512bf16, avx2 or reference "
-                 "(float32)")
+  app.add_option(
+         "--isa,--kernels", o.kernels,
+         "Instruction set: auto (the best this machine has), amxbf16, avx512bf16, avx512vnni, avx512, "
+         "avx2 or reference (float32)")
       ->capture_default_str();
   AddWeightsFlag(app, o.weights);
   app.add_option(

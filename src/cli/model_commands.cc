@@ -19,10 +19,12 @@ int Report(const Error& error) {
 
 int Inspect(const std::string& directory, bool json) {
   const auto checkpoint = model::Checkpoint::Open(directory);
-  if (!checkpoint) return Report(checkpoint.error());
-  const Json report = model::InspectModel(*checkpoint);
-  std::printf("%s", json ? (report.dump(2) + "\n").c_str() : model::DescribeModel(report).c_str());
-  return 0;
+  if (checkpoint) {
+    const Json report = model::InspectModel(*checkpoint);
+    std::printf("%s", json ? (report.dump(2) + "\n").c_str() : model::DescribeModel(report).c_str());
+  }
+  const Status servable = model::CheckServable(directory);
+  return servable ? 0 : Report(servable.error());
 }
 
 int Make(model::MakeModelOptions options, const std::string& parameters) {

@@ -1,157 +1,89 @@
 #include "cli/scenario.h"
 
+#include <algorithm>
 #include <cmath>
-#include <initializer_list>
 
 #include "base/file.h"
-#include "base/json.h"
-#include "cli/load_plan.h"
-#include "cli/trace_csv.h"
+#include "base/rng.h"
+#include "cli/scenario_reader.h"
 #include "model/family.h"
 
 namespace elasticmoe::cli {
 namespace {
 
-// An object whose keys are all known, with where it stands for messages.
-class Reader {
- public:
-  static Expected<Reader> Make(const Json& json, std::string where,
-                               std::initializer_list<std::string_view> keys) {
-    if (!json.is_object())
-      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {} is no object", where);
-    for (const auto& [key, value] : json.items()) {
-      bool known = false;
-      std::string all;
-      for (const std::string_view one : keys) {
-        known = known || one == key;
-        all += fmt::format("{}{}", all.empty() ? "" : ", ", one);
-      }
-      if (!known)
-        return Fail(ErrorCode::kInvalidArgument, "reading the scenario: unknown key {}.{} (one of {})", where,
-                    key, all);
-    }
-    return Reader(json, std::move(where));
-  }
-
-  bool Has(const char* key) const { return json_->contains(key); }
-  const Json& operator[](const char* key) const { return json_->at(key); }
-
-  Expected<double> Number(const char* key, double low, double high,
-                          std::optional<double> fallback = {}) const {
-    if (!Has(key)) {
-      if (fallback) return *fallback;
-      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {}.{} is missing", where_, key);
-    }
-    const Json& value = json_->at(key);
-    if (!value.is_number() || value.get<double>() < low || value.get<double>() > high)
-      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {}.{}={} (limit={}..{})", where_, key,
-                  DumpJson(value), low, high);
-    return value.get<double>();
-  }
-  Expected<int> Int(const char* key, int low, int high, std::optional<int> fallback = {}) const {
-    EM_ASSIGN_OR_RETURN(const double value, Number(key, low, high, fallback));
-    if (value != std::floor(value))
-      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {}.{}={} (whole numbers only)", where_,
-                  key, value);
-    return static_cast<int>(value);
-  }
-  Expected<std::string> Text(const char* key, std::optional<std::string> fallback = {}) const {
-    if (!Has(key) && fallback) return *fallback;
-    if (!Has(key) || !json_->at(key).is_string())
-      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {}.{} must be a string", where_, key);
-    return json_->at(key).get<std::string>();
-  }
-
- private:
-  Reader(const Json& json, std::string where) : json_(&json), where_(std::move(where)) {}
-  const Json* json_;
-  std::string where_;
-};
-
-Expected<sim::ClusterProfile> ReadCluster(const Json& json) {
-  EM_ASSIGN_OR_RETURN(
-      const Reader reader,
-      Reader::Make(json, "cluster",
-                   {"profile", "devices", "memory_bytes", "flops", "memory_bytes_s", "link_bytes_s",
-                    "disk_bytes_s", "step_s", "peer_s", "attach_s", "boot_s", "idle_watts", "busy_watts"}));
-  EM_ASSIGN_OR_RETURN(const std::string name, reader.Text("profile"));
-  EM_ASSIGN_OR_RETURN(sim::ClusterProfile out, sim::ProfileOf(name));
-  EM_ASSIGN_OR_RETURN(out.devices, reader.Int("devices", 1, 4096, out.devices));
-  const std::initializer_list<std::pair<const char*, double*>> positive = {
-      {"memory_bytes", &out.memory_bytes},
-      {"flops", &out.flops},
-      {"memory_bytes_s", &out.memory_bytes_s},
-      {"link_bytes_s", &out.link_bytes_s},
-      {"disk_bytes_s", &out.disk_bytes_s}};
-  for (const auto& [key, field] : positive) {
-    EM_ASSIGN_OR_RETURN(*field, reader.Number(key, 1, 1e20, *field));
-  }
-  const std::initializer_list<std::pair<const char*, double*>> any = {
-      {"step_s", &out.step_s}, {"peer_s", &out.peer_s},         {"attach_s", &out.attach_s},
-      {"boot_s", &out.boot_s}, {"idle_watts", &out.idle_watts}, {"busy_watts", &out.busy_watts}};
-  for (const auto& [key, field] : any) {
-    EM_ASSIGN_OR_RETURN(*field, reader.Number(key, 0, 1e6, *field));
-  }
-  return out;
-}
-
 Expected<core::ModelSpec> ReadModel(const Json& json, const std::filesystem::path& base) {
   Json config = json;
   if (json.is_string()) {
-    EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(base / json.get<std::string>()));
-    EM_ASSIGN_OR_RETURN(config, ParseJson(text));
+    std::filesystem::path file = base / json.get<std::string>();
+    if (std::filesystem::is_directory(file)) file /= "config.json";
+    EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
+    auto parsed = ParseJson(text);
+    if (!parsed) return Within("reading " + file.string(), parsed.error());
+    config = std::move(*parsed);
   }
   EM_ASSIGN_OR_RETURN(const model::Family* family, model::FamilyOf(config));
   return family->Spec(config);
 }
 
-Expected<std::vector<sim::SimRequest>> ReadWorkload(const Json& json, const std::filesystem::path& base) {
-  EM_ASSIGN_OR_RETURN(const Reader reader, Reader::Make(json, "workload",
-                                                        {"kind", "path", "speed", "schedule", "prompt_tokens",
-                                                         "output_tokens", "seed"}));
-  EM_ASSIGN_OR_RETURN(const std::string kind, reader.Text("kind"));
-  std::vector<sim::SimRequest> out;
-  if (kind == "trace") {
-    EM_ASSIGN_OR_RETURN(const std::string path, reader.Text("path"));
-    EM_ASSIGN_OR_RETURN(const double speed, reader.Number("speed", 1e-3, 1e6, 1));
-    EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(base / path));
-    auto rows = ParseTraceCsv(text);
-    if (!rows) return Within("reading " + path, rows.error());
-    for (const TraceRow& row : *rows)
-      out.push_back({static_cast<TimeNs>(static_cast<double>(row.at_ns) / speed), row.context_tokens,
-                     row.generated_tokens});
-    return out;
+Status ReadLimits(const ScenarioReader& reader, sim::CapacityInput& out) {
+  EM_ASSIGN_OR_RETURN(const ScenarioReader slo,
+                      ScenarioReader::Make(reader["slo"], "slo", {"ttft_s", "tpot_s", "attainment"}));
+  EM_ASSIGN_OR_RETURN(out.policy.slo.ttft_s, slo.Number("ttft_s", 1e-6, 1e6));
+  EM_ASSIGN_OR_RETURN(out.policy.slo.tpot_s, slo.Number("tpot_s", 1e-6, 1e6));
+  EM_ASSIGN_OR_RETURN(out.policy.slo.attainment, slo.Number("attainment", 1e-6, 1, 0.95));
+  return {};
+}
+
+Status ReadEngine(const Json& json, sim::CapacityInput& out) {
+  EM_ASSIGN_OR_RETURN(
+      const ScenarioReader engine,
+      ScenarioReader::Make(json, "engine", {"max_step_rows", "max_running", "max_running_per_device"}));
+  EM_ASSIGN_OR_RETURN(out.max_step_rows, engine.Int("max_step_rows", 1, 1 << 20, out.max_step_rows));
+  EM_ASSIGN_OR_RETURN(out.max_running, engine.Int("max_running", 1, 1 << 17, out.max_running));
+  EM_ASSIGN_OR_RETURN(out.max_running_per_device, engine.Int("max_running_per_device", 0, 1 << 17, 0));
+  return {};
+}
+
+Expected<sim::FaultKind> ParseFault(const std::string& name) {
+  if (name == "worker") return sim::FaultKind::kWorker;
+  if (name == "device") return sim::FaultKind::kDevice;
+  return Fail(ErrorCode::kInvalidArgument, "reading the scenario: faults.kind={} (one of worker, device)",
+              name);
+}
+
+// At a time, or by a rate until the last arrival.
+Expected<std::vector<sim::SimFault>> ReadFaults(const ScenarioReader& scenario, double end_s) {
+  std::vector<sim::SimFault> out;
+  EM_ASSIGN_OR_RETURN(const std::vector<Json> list, scenario.List("faults"));
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    EM_ASSIGN_OR_RETURN(const ScenarioReader one,
+                        ScenarioReader::Make(list[i], fmt::format("faults[{}]", i),
+                                             {"at_s", "rate_per_hour", "kind", "seed"}));
+    EM_ASSIGN_OR_RETURN(const std::string name, one.Text("kind", "worker"));
+    EM_ASSIGN_OR_RETURN(const sim::FaultKind kind, ParseFault(name));
+    if (one.Has("at_s") == one.Has("rate_per_hour"))
+      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {} wants one of at_s and rate_per_hour",
+                  one.Where("at_s"));
+    if (one.Has("at_s")) {
+      EM_ASSIGN_OR_RETURN(const double at_s, one.Number("at_s", 0, 1e9));
+      out.push_back({at_s, kind});
+      continue;
+    }
+    EM_ASSIGN_OR_RETURN(const double rate, one.Number("rate_per_hour", 1e-6, 3600));
+    EM_ASSIGN_OR_RETURN(const int seed, one.Int("seed", 0, 1 << 30, 1));
+    Rng rng(static_cast<std::uint64_t>(seed));
+    for (double at = 0; (at += -std::log(1 - rng.Uniform()) * 3600 / rate) < end_s;)
+      out.push_back({at, kind});
   }
-  if (kind != "poisson")
-    return Fail(ErrorCode::kInvalidArgument, "reading the scenario: workload.kind={} (one of poisson, trace)",
-                kind);
-  EM_ASSIGN_OR_RETURN(const std::string schedule_text, reader.Text("schedule"));
-  auto schedule = ParseRateSchedule(schedule_text);
-  if (!schedule) return Within("reading workload.schedule", schedule.error());
-  LoadShape shape;
-  const auto range = [&](const char* key, TokenRange* to) -> Status {
-    EM_ASSIGN_OR_RETURN(const std::string text, reader.Text(key));
-    auto parsed = ParseTokenRange(text);
-    if (!parsed) return Within(fmt::format("reading workload.{}", key), parsed.error());
-    *to = *parsed;
-    return {};
-  };
-  EM_RETURN_IF_ERROR(range("prompt_tokens", &shape.input));
-  EM_RETURN_IF_ERROR(range("output_tokens", &shape.output));
-  EM_ASSIGN_OR_RETURN(const int seed, reader.Int("seed", 0, 1 << 30, 1));
-  shape.seed = static_cast<std::uint64_t>(seed);
-  Arrivals arrivals = Arrivals::Poisson(*schedule, shape.seed);
-  while (const auto at = arrivals.Next()) {
-    const RequestLength length = LengthOf(shape, out.size());
-    out.push_back({*at, length.input_tokens, length.output_tokens});
-  }
+  std::ranges::stable_sort(out, {}, &sim::SimFault::at_s);
   return out;
 }
 
 Expected<ScenarioRun> ReadRun(const Json& json, const sim::CapacityInput& common, std::size_t index) {
   const std::string where = fmt::format("runs[{}]", index);
-  EM_ASSIGN_OR_RETURN(const Reader reader,
-                      Reader::Make(json, where, {"name", "policy", "strategy", "devices", "threshold"}));
+  EM_ASSIGN_OR_RETURN(
+      const ScenarioReader reader,
+      ScenarioReader::Make(json, where, {"name", "policy", "strategy", "devices", "threshold", "resizes"}));
   ScenarioRun run{.input = common};
   EM_ASSIGN_OR_RETURN(run.name, reader.Text("name", where));
   EM_ASSIGN_OR_RETURN(const std::string policy, reader.Text("policy", "slo"));
@@ -161,44 +93,76 @@ Expected<ScenarioRun> ReadRun(const Json& json, const sim::CapacityInput& common
   EM_ASSIGN_OR_RETURN(run.input.start_devices, reader.Int("devices", 1, common.cluster.devices,
                                                           std::max(1, common.policy.min_devices)));
   EM_ASSIGN_OR_RETURN(run.input.policy.threshold, reader.Number("threshold", 1e-6, 1, 0.9));
+  EM_ASSIGN_OR_RETURN(const std::vector<Json> resizes, reader.List("resizes"));
+  for (const Json& one : resizes) {
+    EM_ASSIGN_OR_RETURN(const ScenarioReader resize,
+                        ScenarioReader::Make(one, where + ".resizes", {"at_s", "to"}));
+    sim::SimResize asked;
+    EM_ASSIGN_OR_RETURN(asked.at_s, resize.Number("at_s", 0, 1e9));
+    EM_ASSIGN_OR_RETURN(asked.to, resize.Int("to", 1, common.cluster.devices));
+    run.input.resizes.push_back(asked);
+  }
+  std::ranges::stable_sort(run.input.resizes, {}, &sim::SimResize::at_s);
   return run;
+}
+
+Expected<Scenario> Read(const Json& json, const std::filesystem::path& file) {
+  const std::filesystem::path base = file.parent_path();
+  EM_ASSIGN_OR_RETURN(const ScenarioReader reader,
+                      ScenarioReader::Make(json, "scenario",
+                                           {"name", "notes", "cluster", "model", "weight_bytes", "workload",
+                                            "workloads", "slo", "engine", "faults", "min_devices",
+                                            "max_devices", "step_devices", "runs", "rows"}));
+  const bool compares = reader.Has("rows");
+  for (const char* key : {"cluster", "model", "workload", "slo", "runs"})
+    if (!reader.Has(key) &&
+        !(compares && key != std::string_view("cluster") && key != std::string_view("model")))
+      return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {} is missing", key);
+  if (compares && reader.Has("runs"))
+    return Fail(ErrorCode::kInvalidArgument, "reading the scenario: runs and rows exclude each other");
+  Scenario scenario;
+  EM_ASSIGN_OR_RETURN(scenario.name, reader.Text("name", file.stem().string()));
+  EM_ASSIGN_OR_RETURN(const std::vector<Json> notes, reader.List("notes"));
+  for (const Json& note : notes)
+    scenario.notes.push_back(note.is_string() ? note.get<std::string>() : DumpJson(note));
+  sim::CapacityInput common;
+  EM_ASSIGN_OR_RETURN(common.cluster, ReadCluster(reader["cluster"], base));
+  EM_ASSIGN_OR_RETURN(const core::ModelSpec model, ReadModel(reader["model"], base));
+  EM_ASSIGN_OR_RETURN(const double weight_bytes, reader.Number("weight_bytes", 0.25, 4, 2));
+  common.model = sim::ShapeOf(model, weight_bytes);
+  if (reader.Has("slo")) EM_RETURN_IF_ERROR(ReadLimits(reader, common));
+  if (reader.Has("engine")) EM_RETURN_IF_ERROR(ReadEngine(reader["engine"], common));
+  if (reader.Has("workload")) {
+    EM_ASSIGN_OR_RETURN(common.requests, ReadWorkload(reader["workload"], base));
+  }
+  const double end_s = common.requests.empty() ? 0 : static_cast<double>(common.requests.back().at_ns) * 1e-9;
+  EM_ASSIGN_OR_RETURN(common.faults, ReadFaults(reader, end_s));
+  EM_ASSIGN_OR_RETURN(common.policy.min_devices, reader.Int("min_devices", 1, common.cluster.devices, 1));
+  EM_ASSIGN_OR_RETURN(common.policy.max_devices,
+                      reader.Int("max_devices", 1, common.cluster.devices, common.cluster.devices));
+  EM_ASSIGN_OR_RETURN(common.policy.step_devices,
+                      reader.Int("step_devices", 1, common.cluster.devices, common.cluster.tensor_parallel));
+  if (compares) {
+    EM_ASSIGN_OR_RETURN(scenario.rows, ReadRows(json, common, base));
+    return scenario;
+  }
+  if (!reader["runs"].is_array() || reader["runs"].empty())
+    return Fail(ErrorCode::kInvalidArgument, "reading the scenario: runs must be a list with a run");
+  for (const Json& one : reader["runs"]) {
+    EM_ASSIGN_OR_RETURN(ScenarioRun run, ReadRun(one, common, scenario.runs.size()));
+    scenario.runs.push_back(std::move(run));
+  }
+  return scenario;
 }
 
 }  // namespace
 
 Expected<Scenario> ReadScenario(const std::filesystem::path& file) {
   EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
-  auto json = ParseJson(text);
+  const auto json = ParseJson(text);
   if (!json) return Within("reading " + file.string(), json.error());
-  const std::filesystem::path base = file.parent_path();
-  EM_ASSIGN_OR_RETURN(const Reader reader,
-                      Reader::Make(*json, "scenario",
-                                   {"name", "cluster", "model", "workload", "slo", "min_devices",
-                                    "max_devices", "step_devices", "runs"}));
-  for (const char* key : {"cluster", "model", "workload", "slo", "runs"})
-    if (!reader.Has(key))
-      return Fail(ErrorCode::kInvalidArgument, "reading {}: {} is missing", file.string(), key);
-  Scenario scenario;
-  EM_ASSIGN_OR_RETURN(scenario.name, reader.Text("name", file.stem().string()));
-  sim::CapacityInput common;
-  EM_ASSIGN_OR_RETURN(common.cluster, ReadCluster(reader["cluster"]));
-  EM_ASSIGN_OR_RETURN(common.model, ReadModel(reader["model"], base));
-  EM_ASSIGN_OR_RETURN(common.requests, ReadWorkload(reader["workload"], base));
-  EM_ASSIGN_OR_RETURN(const Reader slo,
-                      Reader::Make(reader["slo"], "slo", {"ttft_s", "tpot_s", "attainment"}));
-  EM_ASSIGN_OR_RETURN(common.policy.slo.ttft_s, slo.Number("ttft_s", 1e-6, 1e6));
-  EM_ASSIGN_OR_RETURN(common.policy.slo.tpot_s, slo.Number("tpot_s", 1e-6, 1e6));
-  EM_ASSIGN_OR_RETURN(common.policy.slo.attainment, slo.Number("attainment", 1e-6, 1, 0.95));
-  EM_ASSIGN_OR_RETURN(common.policy.min_devices, reader.Int("min_devices", 1, common.cluster.devices, 1));
-  EM_ASSIGN_OR_RETURN(common.policy.max_devices,
-                      reader.Int("max_devices", 1, common.cluster.devices, common.cluster.devices));
-  EM_ASSIGN_OR_RETURN(common.policy.step_devices, reader.Int("step_devices", 1, common.cluster.devices, 1));
-  if (!reader["runs"].is_array() || reader["runs"].empty())
-    return Fail(ErrorCode::kInvalidArgument, "reading {}: runs must be a list with a run", file.string());
-  for (const Json& one : reader["runs"]) {
-    EM_ASSIGN_OR_RETURN(ScenarioRun run, ReadRun(one, common, scenario.runs.size()));
-    scenario.runs.push_back(std::move(run));
-  }
+  auto scenario = Read(*json, file);
+  if (!scenario) return Within(file.string(), scenario.error());
   return scenario;
 }
 

@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "cli/engine_flags.h"
 #include "model/chat_template.h"
+#include "model/inspect.h"
 #include "model/tokenizer.h"
 #include "server/api_server.h"
 #include "server/scale_routes.h"
@@ -78,13 +79,11 @@ int Serve(Options options) {
 
   const auto& directory = options.engine.options.model;
   auto tokenizer = model::Tokenizer::Open(directory);
-  if (!tokenizer) return Report(tokenizer.error());
+  if (!tokenizer) return Report(model::CheckServable(directory).error());
   std::optional<model::ChatTemplate> chat_template;
   if (*tokenizer && !(*tokenizer)->ChatTemplateSource().empty()) {
     auto parsed = model::ChatTemplate::Parse((*tokenizer)->ChatTemplateSource());
-    if (!parsed)
-      return Report({parsed.error().code, fmt::format("reading the chat template of {}: {}",
-                                                      directory.string(), parsed.error().message)});
+    if (!parsed) return Report(model::CheckServable(directory).error());
     chat_template = std::move(*parsed);
   }
   // Misspelt names are told before the weights are loaded; the family is known after.

@@ -52,6 +52,9 @@ void Configure(int queries) {
   config.Load();
 }
 
+// v of one block where a tile may not read it as it lies.
+using ValueTile = Bf16[kBlockTokens / 2][(kMaxHeadDim + kValueDim) * 2];
+
 struct alignas(64) Scratch {
   Bf16 q[kQueries][kMaxHeadDim];
   float scores[kSpanBlocks][kQueries][kBlockTokens];
@@ -60,7 +63,7 @@ struct alignas(64) Scratch {
   float sums[2][kQueries][kValueDim];
   Bf16 key_tail[16][kBlockTokens * 2];  // k where a tile of it ends early
   // v of a block that ends early, or of all where head_dim does.
-  Bf16 values[kSpanBlocks][kBlockTokens / 2][(kMaxHeadDim + kValueDim) * 2];
+  ValueTile values[kSpanBlocks];
 };
 
 // The running softmax of one query.
@@ -118,8 +121,8 @@ void Advance(int i, int first_block, int blocks, int first, int count, float sca
   __m512 sum = _mm512_setzero_ps();
   for (int b = first_block; b < blocks; ++b) {
     const __m512 p = _mm512_maskz_mov_ps(valid[b], Exp(_mm512_sub_ps(scores[b], shift)));
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh(p);
-    const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(p, FloatOf(high)));
+    const __m256i high = Bf16Of(p);
+    const __m256i low = Bf16Of(_mm512_sub_ps(p, FloatOf(high)));
     _mm256_store_si256(reinterpret_cast<__m256i*>(scratch.high[b][i]), high);
     _mm256_store_si256(reinterpret_cast<__m256i*>(scratch.low[b][i]), low);
     sum = _mm512_add_ps(sum, p);
@@ -176,13 +179,19 @@ void AddValues(const Bf16* const* values, const int* strides, const Bf16* const*
 
 // The first `tokens` of a block's values, zeros after them and after `dim`: what lies there must not meet a
 // tile.
-void CopyValues(const Bf16* from, int tokens, int dim,
-                Bf16 (&to)[kBlockTokens / 2][(kMaxHeadDim + kValueDim) * 2]) {
-  std::memset(to, 0, sizeof(to));
-  for (int pair = 0; pair < tokens / 2; ++pair)
-    std::memcpy(to[pair], from + std::size_t(pair) * dim * 2, std::size_t(dim) * 2 * sizeof(Bf16));
-  if (tokens % 2 != 0)
-    for (int d = 0; d < dim; ++d) to[tokens / 2][d * 2] = from[(std::size_t(tokens / 2) * dim + d) * 2];
+void CopyValues(const Bf16* from, int tokens, int dim, ValueTile& to) {
+  const std::size_t row = std::size_t(dim) * 2 * sizeof(Bf16);
+  for (int pair = 0; pair < kBlockTokens / 2; ++pair) {
+    const int present = std::clamp(tokens - 2 * pair, 0, 2);
+    std::memset(to[pair] + dim * 2, 0, kValueDim * 2 * sizeof(Bf16));
+    if (present == 0) {
+      std::memset(to[pair], 0, row);
+      continue;
+    }
+    std::memcpy(to[pair], from + std::size_t(pair) * dim * 2, row);
+    if (present == 1)
+      for (int d = 0; d < dim; ++d) to[pair][d * 2 + 1] = 0;
+  }
 }
 
 // Up to kQueries queries.
@@ -197,7 +206,7 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
   for (int i = 0; i < count; ++i) {
     for (int d = 0; d < padded; d += 16) {
       const __m512 q = _mm512_maskz_loadu_ps(FirstLanes(std::max(0, dim - d)), queries[i].q + d);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(&scratch.q[i][d]), (__m256i)_mm512_cvtneps_pbh(q));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(&scratch.q[i][d]), Bf16Of(q));
     }
     std::memset(queries[i].out, 0, std::size_t(dim) * sizeof(float));
     tokens = std::max(tokens, queries[i].tokens);

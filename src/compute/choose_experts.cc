@@ -51,10 +51,33 @@ void KeepGroups(const core::MoeSpec& moe, std::span<float> choice, std::span<flo
       std::fill_n(choice.begin() + g * size, size, moe.left_out_as_zero ? 0.0F : kNever);
 }
 
+void ChooseAny(const core::MoeSpec& moe, const float* thresholds, std::span<const float> cosines,
+               std::span<float> choice, std::int32_t* experts, float* mix) {
+  int count = 0;
+  for (int e = 0; e < moe.experts; ++e) {
+    const bool passes = cosines[e] > thresholds[e];
+    choice[e] = passes ? cosines[e] : kNever;
+    count += passes;
+  }
+  if (count == 0) {
+    const int best = Best(cosines);
+    choice[best] = cosines[best];
+    count = 1;
+  }
+  count = std::min(count, moe.top_k);
+  for (int j = 0; j < moe.top_k; ++j) {
+    const int best = Best(choice.first(moe.experts));
+    experts[j] = j < count ? best : -1;
+    mix[j] = j < count ? 1.0F / static_cast<float>(count) : 0.0F;
+    choice[best] = kNever;
+  }
+}
+
 }  // namespace
 
 void ChooseExperts(const core::MoeSpec& moe, const float* correction, std::span<float> logits,
                    std::span<float> choice, std::int32_t* experts, float* mix) {
+  if (moe.top_any) return ChooseAny(moe, correction, logits, choice, experts, mix);
   const float sum = Scores(moe, logits);
   const std::span<float> scores = choice.first(moe.experts);
   for (int e = 0; e < moe.experts; ++e)

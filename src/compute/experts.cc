@@ -76,8 +76,9 @@ class ExpertRun {
       const Piece& piece = gate_pieces_[i];
       const ExpertBatch& batch = batches_[piece.batch];
       const std::size_t first = first_row_[piece.batch];
-      gate_up(batch.weights.gate, batch.weights.up, in_ + first, static_cast<int>(batch.rows.size()),
-              piece.first_panel, piece.last_panel, hidden_ + first);
+      const Activation activation{spec_.activation, batch.weights.gate_bias, batch.weights.up_bias};
+      gate_up(batch.weights.gate, batch.weights.up, activation, in_ + first,
+              static_cast<int>(batch.rows.size()), piece.first_panel, piece.last_panel, hidden_ + first);
     });
     threads_.Run(down_count_, [&](int i) {
       const Piece& piece = down_pieces_[i];
@@ -85,6 +86,7 @@ class ExpertRun {
       const std::size_t first = first_row_[piece.batch];
       matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()), piece.first_panel,
              piece.last_panel, out_ + first);
+      if (batch.weights.down_bias != nullptr) AddDownBias(piece);
     });
   }
 
@@ -133,6 +135,13 @@ class ExpertRun {
           gate_pieces_, gate_count_);
       Cut(static_cast<int>(b), PanelsOf(spec_.hidden), DownCost(batch), 1, down_pieces_, down_count_);
     }
+  }
+
+  void AddDownBias(const Piece& piece) const {
+    const ExpertBatch& batch = batches_[piece.batch];
+    const int begin = piece.first_panel * kPanel, end = std::min(piece.last_panel * kPanel, spec_.hidden);
+    for (std::size_t row = 0; row < batch.rows.size(); ++row)
+      for (int i = begin; i < end; ++i) out_[first_row_[piece.batch] + row][i] += batch.weights.down_bias[i];
   }
 
   // Pieces begin at multiples of `unit` panels.

@@ -242,6 +242,9 @@ void Forward::Route(int layer, const SharedWeights& weights, void* activations, 
     float* logits = &router_logits_[std::size_t(first) * scratch];
     kernels_.router(&projected_[std::size_t(first) * spec_.hidden], last - first, w.router, moe.experts,
                     spec_.hidden, logits);
+    for (int i = 0; w.router_bias != nullptr && i < (last - first) * moe.experts; ++i)
+      logits[i] += w.router_bias[i % moe.experts];
+    if (moe.scores == core::MoeSpec::Scores::kCosine) ToCosines(w, first, last, logits);
     float* choice = logits + std::size_t(last - first) * moe.experts;
     for (int row = first; row < last; ++row, logits += moe.experts)
       ChooseExperts(moe, w.correction, {logits, static_cast<std::size_t>(moe.experts)},
@@ -249,6 +252,22 @@ void Forward::Route(int layer, const SharedWeights& weights, void* activations, 
                     experts + std::size_t(row) * moe.top_k, mix + std::size_t(row) * moe.top_k);
   });
   if (moe.shared_width > 0) SharedExpert(w, static_cast<const std::byte*>(activations));
+}
+
+// Products of normed rows [first, last) and the router's rows -> the cosines of their angles.
+void Forward::ToCosines(const LayerWeights& w, int first, int last, float* logits) const {
+  constexpr float kLeast = 1e-12F;  // of a length, as in PyTorch's normalize
+  const int experts = spec_.moe.experts;
+  for (int e = 0; e < experts; ++e) {
+    const float length = std::sqrt(SquareSum(w.router + std::size_t(e) * spec_.hidden, spec_.hidden));
+    for (int row = first; row < last; ++row)
+      logits[std::size_t(row - first) * experts + e] /= std::max(length, kLeast);
+  }
+  for (int row = first; row < last; ++row) {
+    const float length = std::sqrt(SquareSum(&projected_[std::size_t(row) * spec_.hidden], spec_.hidden));
+    for (int e = 0; e < experts; ++e)
+      logits[std::size_t(row - first) * experts + e] /= std::max(length, kLeast);
+  }
 }
 
 // Every token's expert runs at home: shared_ = its outputs, weighted. projected_ holds the normed rows.
@@ -274,6 +293,7 @@ void Forward::Combine(const float* outputs, const float* mix) {
       std::fill(sum, sum + spec_.hidden, 0.0F);
       for (int j = 0; j < top_k; ++j) {
         const float weight = mix[std::size_t(row) * top_k + j];
+        if (weight == 0.0F) continue;  // of no expert, nobody has written its output
         const float* out = outputs + (std::size_t(row) * top_k + j) * spec_.hidden;
         for (int i = 0; i < spec_.hidden; ++i) sum[i] += weight * out[i];
       }

@@ -53,7 +53,8 @@ class Forward {
   void DenseMlp(int layer, const SharedWeights& weights);
 
   // The dispatch side of a MoE layer: normed rows in activation format to `activations`
-  // [rows, hidden], chosen experts to `experts` [rows, top_k] (best first) and their weights to `mix`.
+  // [rows, hidden], chosen experts to `experts` [rows, top_k] (best first; -1 = none, after all others) and
+  // their weights to `mix`.
   void Route(int layer, const SharedWeights& weights, void* activations, std::int32_t* experts, float* mix);
 
   // The combine side: residual[row] += sum over j in router order of mix[row, j] * outputs[row, j].
@@ -90,6 +91,7 @@ class Forward {
   void AttendRows(int layer, const float* sinks, const KvCache& kv);  // qkv_ -> attended_
   void AddProjected();                                                // residual += projected_
   void RunDense(const MlpWeights& weights, const std::byte* activations, float* out);  // out [rows, hidden]
+  void ToCosines(const LayerWeights& w, int first, int last, float* logits) const;
   void SharedExpert(const LayerWeights& w, const std::byte* activations);
   // values [rows, stride], the first `count` of each row -> activations_ [rows, count]
   void ToActivations(const float* values, int stride, int count);

@@ -40,7 +40,9 @@ class GgufLogits : public ::testing::TestWithParam<const char*> {
                : std::filesystem::path(ELASTICMOE_TESTDATA) / "goldens" / GetParam();
   }
 };
-INSTANTIATE_TEST_SUITE_P(Models, GgufLogits, ::testing::Values("demo", "mixtral", "qwen2_moe", "olmoe"));
+INSTANTIATE_TEST_SUITE_P(Models, GgufLogits,
+                         ::testing::Values("demo", "mixtral", "qwen2_moe", "olmoe", "deepseek_v2_lite",
+                                           "deepseek_v3", "glm4_moe", "gpt_oss_mxfp4"));
 
 TEST_P(GgufLogits, OfBf16AreThoseOfTheDirectory) {
   EXPECT_EQ(Logits(Exported(Encoding::kBf16)), Logits(TestModel::Load(Directory())));

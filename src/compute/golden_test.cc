@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "compute/plain_forward.h"
 #include "compute/test_model.h"
 
 namespace elasticmoe::compute {
@@ -14,6 +15,7 @@ using testing::Array;
 using testing::Driver;
 using testing::MustParse;
 using testing::MustRead;
+using testing::PlainForward;
 using testing::ReadNpy;
 using testing::TestModel;
 
@@ -122,10 +124,14 @@ TEST_P(Goldens, EveryTableIsCloseInDistribution) {
     ThreadPool threads(kNoCpu);
     Driver driver(model_, *kernels, threads, static_cast<int>(ids_.size()), 8);
     const std::vector<float> got = driver.Step({{0, ids_}});
-    // Where two experts' scores lie closer than bf16 (deepseek_v3: 1e-4 apart), another one may be chosen and
-    // its output be anything; that may befall a row in ten.
+    // Where two experts' scores lie closer than bf16 tells apart (deepseek_v3: 1e-4), another one may be
+    // chosen and its output be anything; that may befall a row in ten. Where the golden says that none do, in
+    // no row.
     const auto elsewhere = RoutedElsewhere(golden_, driver, ids_.size(), model_.Spec().moe.top_k);
-    EXPECT_LE(std::ranges::count(elsewhere, true) * 10, std::ssize(ids_)) << kernels->name;
+    const bool apart = golden_.value("router_margin", 0.0) > 0x1p-8;
+    EXPECT_LE(std::ranges::count(elsewhere, true), apart ? 0 : std::ssize(ids_) / 10) << kernels->name;
+    RecordProperty(fmt::format("elsewhere_{}", kernels->name),
+                   static_cast<int>(std::ranges::count(elsewhere, true)));
     const Distance distance = Compare(want_, got, elsewhere);
     RecordProperty(fmt::format("kl_{}", kernels->name),
                    fmt::format("{:.2e} worst {:.2e} best {:.4f}", distance.mean_kl, distance.largest_kl,
@@ -154,144 +160,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"qwen2_moe", kGoldens / "qwen2_moe"}, Case{"olmoe", kGoldens / "olmoe"},
                       Case{"deepseek_v2_lite", kGoldens / "deepseek_v2_lite"},
                       Case{"deepseek_v3", kGoldens / "deepseek_v3"}, Case{"glm4_moe", kGoldens / "glm4_moe"},
+                      Case{"gpt_oss_mxfp4", kGoldens / "gpt_oss_mxfp4"},
                       Case{"demo", std::filesystem::path(ELASTICMOE_MODELS) / "demo"}),
     [](const auto& info) { return std::string(info.param.name); });
-
-// ---- A second implementation: float64, no cache, no tricks
-// -----------------------------------------------------
-
-using Vector = std::vector<double>;
-
-Vector Times(const std::vector<float>& w, const Vector& x) {
-  Vector y(w.size() / x.size());
-  for (std::size_t j = 0; j < y.size(); ++j)
-    for (std::size_t i = 0; i < x.size(); ++i) y[j] += w[j * x.size() + i] * x[i];
-  return y;
-}
-
-void Normalize(const std::vector<float>& weight, float eps, double* x) {
-  double sum = 0;
-  for (std::size_t i = 0; i < weight.size(); ++i) sum += x[i] * x[i];
-  for (std::size_t i = 0; i < weight.size(); ++i)
-    x[i] *= weight[i] / std::sqrt(sum / static_cast<double>(weight.size()) + eps);
-}
-
-Vector Normed(const std::vector<float>& weight, float eps, Vector x) {
-  Normalize(weight, eps, x.data());
-  return x;
-}
-
-Vector PlainMlp(const std::vector<float>& gate, const std::vector<float>& up, const std::vector<float>& down,
-                const Vector& x) {
-  Vector g = Times(gate, x);
-  const Vector u = Times(up, x);
-  for (std::size_t i = 0; i < g.size(); ++i) g[i] = g[i] / (1 + std::exp(-g[i])) * u[i];
-  return Times(down, g);
-}
-
-Vector PlainMoe(const TestModel& model, int layer, const Vector& x) {
-  const core::MoeSpec& moe = model.Spec().moe;
-  Vector p = Times(model.Plain(Role::kRouter, layer), x);
-  double sum = 0;
-  for (double& logit : p) sum += logit = std::exp(logit);
-  std::vector<int> order(p.size());
-  for (std::size_t e = 0; e < order.size(); ++e) order[e] = static_cast<int>(e);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return p[a] > p[b]; });
-  double chosen = 0;
-  for (int j = 0; j < moe.top_k; ++j) chosen += p[order[j]];
-  Vector out(x.size());
-  for (int j = 0; j < moe.top_k; ++j) {
-    const Vector y = PlainMlp(model.Plain(Role::kExpertGate, layer, order[j]),
-                              model.Plain(Role::kExpertUp, layer, order[j]),
-                              model.Plain(Role::kExpertDown, layer, order[j]), x);
-    for (std::size_t i = 0; i < x.size(); ++i)
-      out[i] += y[i] * p[order[j]] / (moe.renormalize ? chosen : sum);
-  }
-  return out;
-}
-
-// out[t] = attention of token t over tokens 0..t, before the output projection.
-std::vector<Vector> PlainAttention(const TestModel& model, int layer, const std::vector<Vector>& residual) {
-  const core::ModelSpec& spec = model.Spec();
-  const core::AttentionSpec& a = spec.attention;
-  const std::size_t dim = a.head_dim;
-  std::vector<Vector> q, k, v, out;
-  for (std::size_t t = 0; t < residual.size(); ++t) {
-    const Vector x = Normed(model.Plain(Role::kAttentionNorm, layer), spec.rms_eps, residual[t]);
-    const auto project = [&](Role weight, Role bias, Role norm, bool rotate) {
-      Vector y = Times(model.Plain(weight, layer), x);
-      if (a.qkv_bias)
-        for (std::size_t i = 0; i < y.size(); ++i) y[i] += model.Plain(bias, layer)[i];
-      if (a.qk_norm_whole && rotate) Normalize(model.Plain(norm, layer), spec.rms_eps, y.data());
-      for (double& value : y)
-        if (a.clip_qkv > 0) value = std::clamp<double>(value, -a.clip_qkv, a.clip_qkv);
-      for (std::size_t head = 0; rotate && head < y.size() / dim; ++head) {
-        double* h = &y[head * dim];
-        if (a.qk_norm) Normalize(model.Plain(norm, layer), spec.rms_eps, h);
-        const std::size_t turned = a.RopeDim();
-        for (std::size_t i = 0; i < turned / 2; ++i) {
-          const double angle =
-              static_cast<double>(t) *
-              std::pow(a.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
-          double& one = h[a.rope.interleaved ? 2 * i : i];
-          double& other = h[a.rope.interleaved ? 2 * i + 1 : i + turned / 2];
-          const double first = one, second = other;
-          one = first * std::cos(angle) - second * std::sin(angle);
-          other = second * std::cos(angle) + first * std::sin(angle);
-        }
-      }
-      return y;
-    };
-    q.push_back(project(Role::kQ, Role::kQBias, Role::kQNorm, true));
-    k.push_back(project(Role::kK, Role::kKBias, Role::kKNorm, true));
-    v.push_back(project(Role::kV, Role::kVBias, Role::kQNorm, false));
-    Vector& y = out.emplace_back(a.heads * dim);
-    for (int head = 0; head < a.heads; ++head) {
-      const std::size_t kv = head / (a.heads / a.kv_heads) * dim;
-      double sum = a.sinks ? std::exp(model.Plain(Role::kSinks, layer)[head]) : 0;
-      const int window = spec.layers[layer].window;
-      for (std::size_t s = 0; s <= t; ++s) {
-        if (window > 0 && s + window <= t) continue;
-        double score = 0;
-        for (std::size_t i = 0; i < dim; ++i) score += q[t][head * dim + i] * k[s][kv + i];
-        const double weight = std::exp(score * a.scale);
-        sum += weight;
-        for (std::size_t i = 0; i < dim; ++i) y[head * dim + i] += weight * v[s][kv + i];
-      }
-      for (std::size_t i = 0; i < dim; ++i) y[head * dim + i] /= sum;
-    }
-  }
-  return out;
-}
-
-std::vector<Vector> PlainForward(const TestModel& model, const std::vector<TokenId>& tokens) {
-  const core::ModelSpec& spec = model.Spec();
-  const std::vector<float>& embedding = model.Plain(Role::kEmbedding);
-  std::vector<Vector> residual;
-  for (const TokenId token : tokens)
-    residual.emplace_back(embedding.begin() + std::ptrdiff_t(token) * spec.hidden,
-                          embedding.begin() + std::ptrdiff_t(token + 1) * spec.hidden);
-  for (int layer = 0; layer < spec.LayerCount(); ++layer) {
-    const std::vector<Vector> attended = PlainAttention(model, layer, residual);
-    for (std::size_t t = 0; t < tokens.size(); ++t) {
-      Vector o = Times(model.Plain(Role::kO, layer), attended[t]);
-      for (int i = 0; spec.attention.o_bias && i < spec.hidden; ++i)
-        o[i] += model.Plain(Role::kOBias, layer)[i];
-      for (int i = 0; i < spec.hidden; ++i) residual[t][i] += o[i];
-      const Vector x = Normed(model.Plain(Role::kMlpNorm, layer), spec.rms_eps, residual[t]);
-      const Vector y = spec.layers[layer].moe ? PlainMoe(model, layer, x)
-                                              : PlainMlp(model.Plain(Role::kDenseGate, layer),
-                                                         model.Plain(Role::kDenseUp, layer),
-                                                         model.Plain(Role::kDenseDown, layer), x);
-      for (int i = 0; i < spec.hidden; ++i) residual[t][i] += y[i];
-    }
-  }
-  std::vector<Vector> logits;
-  for (const Vector& row : residual)
-    logits.push_back(Times(model.Plain(spec.tied_head ? Role::kEmbedding : Role::kLmHead),
-                           Normed(model.Plain(Role::kFinalNorm), spec.rms_eps, row)));
-  return logits;
-}
 
 // Every field of the spec in a value that the bundled models do not have.
 TEST(Forward, AgreesWithThePlainFormulasOnAMixedModel) {
@@ -320,9 +191,11 @@ TEST(Forward, AgreesWithThePlainFormulasOnAMixedModel) {
     spec.attention.sinks = spec.attention.o_bias = tied;
     spec.attention.rope.dim = tied ? 6 : 0;
     spec.attention.rope.interleaved = tied;
+    spec.moe.router_bias = spec.moe.expert_bias = tied;
+    if (tied) spec.activation = {core::ActivationSpec::Kind::kClampedSwiglu, 1.702F, 1.5F};
     for (const int layer : {0, 1, 3}) spec.layers[layer].window = tied ? 3 + 8 * layer : 0;
     const TestModel model = TestModel::Random(spec, 11);
-    const std::vector<Vector> want = PlainForward(model, tokens);
+    const std::vector<std::vector<double>> want = PlainForward(model, tokens);
     ThreadPool threads(kNoCpu);
     Driver driver(model, *FindKernels("reference").value(), threads, 37, 3);
     const std::vector<float> got = driver.Step({{0, tokens}});

@@ -15,8 +15,10 @@ const Kernels& ReferenceKernels();
 QuantizedKernels ReferenceQuantizedKernels();
 #if defined(__x86_64__)
 QuantizedKernels Avx2QuantizedKernels();  // REQUIRES: avx2, fma
-QuantizedKernels VnniQuantizedKernels();  // REQUIRES: avx512 f, bw, vl, dq, vnni, bf16
+QuantizedKernels VnniQuantizedKernels();  // REQUIRES: avx512 f, bw, vl, dq, vnni
 const Kernels& Avx2Kernels();             // REQUIRES: avx2, fma
+const Kernels& Avx512Kernels();           // REQUIRES: avx512 f, bw, vl, dq
+const Kernels& Avx512VnniKernels();       // REQUIRES: those, vnni
 const Kernels& Avx512Bf16Kernels();       // REQUIRES: avx512 f, bw, vl, dq, bf16
 AttentionKernels AmxAttention();          // REQUIRES: avx512 f, bw, vl, dq, bf16, amx tile and bf16
 QuantizedKernels AmxQuantizedKernels();   // REQUIRES: those, amx tile and int8

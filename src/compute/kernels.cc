@@ -37,10 +37,12 @@ const std::vector<const Kernels*>& AvailableKernels() {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    const bool avx512_bf16 =
-        avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool avx512_bf16 = vnni && __builtin_cpu_supports("avx512bf16");
     if (avx512_bf16 && MayUseAmx()) found.push_back(&AmxBf16Kernels());
     if (avx512_bf16) found.push_back(&Avx512Bf16Kernels());
+    if (vnni) found.push_back(&Avx512VnniKernels());
+    if (avx512) found.push_back(&Avx512Kernels());
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&Avx2Kernels());
 #endif
     found.push_back(&ReferenceKernels());

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "compute/activation.h"
 #include "compute/kv.h"
 #include "compute/packed.h"
 
@@ -47,12 +48,12 @@ struct QuantizedKernels {
 
   // As Kernels::gate_up, quantized rows in and out: the panels' groups of each out[i] are written. REQUIRES:
   // an even panel_begin, and a panel_end that is even or the last.
-  void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m,
-                  int panel_begin, int panel_end, void* const* out);
+  void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+                  const void* const* rows, int m, int panel_begin, int panel_end, void* const* out);
 };
 
 struct Kernels {
-  std::string_view name;         // "reference", "avx2", "avx512bf16", "amxbf16"
+  std::string_view name;         // "reference", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
   int activation_bytes = 4;      // of one activation element: 4 = float32, 2 = bf16
   int kv_element_bytes = 4;      // of one K or V element in the cache
   bool wants_even_rows = false;  // faster where the rows of a call lie at one distance from each other
@@ -66,9 +67,10 @@ struct Kernels {
   void (*matmul)(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end,
                  float* const* out);
 
-  // out[i][j] = silu(gate_i . x) * (up_i . x) in activation format, same panels of two matrices of one shape.
-  void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m,
-                  int panel_begin, int panel_end, void* const* out);
+  // out[i][j] = activation(gate_j . x[i], up_j . x[i]) in activation format, same panels of two matrices of
+  // one shape.
+  void (*gate_up)(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+                  const void* const* rows, int m, int panel_begin, int panel_end, void* const* out);
 
   // logits[i][e] = x[i] . w[e], all float32 and dense: x [m, hidden], w [experts, hidden], logits [m,
   // experts].

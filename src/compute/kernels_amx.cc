@@ -256,13 +256,13 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   });
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   Sums gates[kGroupBlocks], ups[kGroupBlocks];
   const auto store = [&](int row, int panel, const float* g, const float* u) {
     for (int half = 0; half < kPanel; half += 16)
-      StoreSilu(_mm512_load_ps(g + half), _mm512_load_ps(u + half), panel * kPanel + half, gate.n,
-                static_cast<Bf16*>(out[row]));
+      StoreActivated(activation, _mm512_load_ps(g + half), _mm512_load_ps(u + half), panel * kPanel + half,
+                     gate.n, static_cast<Bf16*>(out[row]));
   };
   ForGroups(rows, m, gate.k, panel_begin, panel_end,
             [&](const Group& group, int first_panel, int last_panel) {

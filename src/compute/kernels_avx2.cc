@@ -78,8 +78,8 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
 }
 
 template <int kRows>
-void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int panel,
-                void* const* out) {
+void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+                const void* const* rows, int panel, void* const* out) {
   const Bf16* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
   __m256 g[kRows][kVectors], u[kRows][kVectors];
@@ -87,20 +87,20 @@ void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const void* co
   Accumulate<kRows>(PanelOf(up, panel), x, up.k, u);
   for (int r = 0; r < kRows; ++r) {
     alignas(32) float values[kPanel];
-    for (int v = 0; v < kVectors; ++v) {
-      _mm256_store_ps(values + v * 8, Silu(g[r][v], u[r][v]));
-    }
+    for (int v = 0; v < kVectors; ++v)
+      _mm256_store_ps(values + v * 8,
+                      Activated(activation, g[r][v], u[r][v], panel * kPanel + v * 8, gate.n));
     ToActivation(values, std::min(kPanel, gate.n - panel * kPanel),
                  static_cast<Bf16*>(out[r]) + panel * kPanel);
   }
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
     int r = 0;
-    for (; r + 2 <= m; r += 2) GateUpTile<2>(gate, up, rows + r, panel, out + r);
-    if (r < m) GateUpTile<1>(gate, up, rows + r, panel, out + r);
+    for (; r + 2 <= m; r += 2) GateUpTile<2>(gate, up, activation, rows + r, panel, out + r);
+    if (r < m) GateUpTile<1>(gate, up, activation, rows + r, panel, out + r);
   }
 }
 

@@ -39,16 +39,21 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   }
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
     const int begin = panel * kPanel;
     for (int i = 0; i < m; ++i) {
       float g[kPanel], u[kPanel];
       PanelDot(gate, panel, static_cast<const float*>(rows[i]), g);
       PanelDot(up, panel, static_cast<const float*>(rows[i]), u);
-      for (int j = 0; j < kPanel && begin + j < gate.n; ++j)
-        static_cast<float*>(out[i])[begin + j] = g[j] / (1.0F + std::exp(-g[j])) * u[j];
+      for (int j = 0; j < kPanel && begin + j < gate.n; ++j) {
+        if (activation.gate_bias != nullptr) {
+          g[j] += activation.gate_bias[begin + j];
+          u[j] += activation.up_bias[begin + j];
+        }
+        static_cast<float*>(out[i])[begin + j] = Activate(activation.spec, g[j], u[j]);
+      }
     }
   }
 }

@@ -83,13 +83,14 @@ class EveryTable : public ::testing::TestWithParam<const Kernels*> {
     return out;
   }
   std::vector<std::vector<std::byte>> GateUp(const Matrix& gate, const Matrix& up,
-                                             const std::vector<const void*>& rows) {
+                                             const std::vector<const void*>& rows,
+                                             const compute::Activation& activation = {}) {
     std::vector<std::vector<std::byte>> out(
         rows.size(), std::vector<std::byte>(std::size_t(gate.n) * kernels_.activation_bytes));
     std::vector<void*> pointers;
     for (auto& row : out) pointers.push_back(row.data());
-    kernels_.gate_up(gate.View(), up.View(), rows.data(), static_cast<int>(rows.size()), 0, gate.Panels(),
-                     pointers.data());
+    kernels_.gate_up(gate.View(), up.View(), activation, rows.data(), static_cast<int>(rows.size()), 0,
+                     gate.Panels(), pointers.data());
     return out;
   }
   double Activation(const std::byte* bytes, int i) const {
@@ -196,13 +197,45 @@ TEST_P(EveryTable, GateUpGivesTheSameBitsForAnyRowsAndPanels) {
         pointers.push_back(out[i].data());
       }
       const int cut = static_cast<int>(rng.Below(gate.Panels() + 1));
-      kernels_.gate_up(gate.View(), up.View(), in.data(), m, cut, gate.Panels(), pointers.data());
-      kernels_.gate_up(gate.View(), up.View(), in.data(), m, 0, cut, pointers.data());
+      kernels_.gate_up(gate.View(), up.View(), {}, in.data(), m, cut, gate.Panels(), pointers.data());
+      kernels_.gate_up(gate.View(), up.View(), {}, in.data(), m, 0, cut, pointers.data());
       for (int i = 0; i < m; ++i) {
         ASSERT_EQ(0, std::memcmp(alone[(i + shift) % 40].data(), out[i].data(), alone[0].size()))
             << "n=" << n << " k=" << k << " m=" << m;
         for (std::size_t end = alone[0].size(); end < out[i].size(); ++end)
           ASSERT_EQ(std::byte{0x77}, out[i][end]);
+      }
+    }
+  }
+}
+
+// Products of up to +-16 or so pass the limit on both sides; biases are whole numbers, so that sums are
+// exact.
+TEST_P(EveryTable, GateUpClampsAndAddsBiases) {
+  Rng rng(6);
+  const double rounding = kernels_.activation_bytes == 2 ? 0x1p-8 : 0x1p-20;
+  for (const int n : {1, 15, 16, 17, 31, 33, 47, 70}) {
+    const int k = 24;
+    const Matrix gate(rng, n, k), up(rng, n, k);
+    const Rows x(kernels_, rng, 3, k);
+    std::vector<float> gate_bias(n), up_bias(n);
+    for (float& bias : gate_bias) bias = static_cast<float>(rng.Below(25)) - 12;
+    for (float& bias : up_bias) bias = static_cast<float>(rng.Below(25)) - 12;
+    const compute::Activation activation{
+        {compute::Activation::Kind::kClampedSwiglu, 1.702F, 7.0F}, gate_bias.data(), up_bias.data()};
+    const auto got = GateUp(gate, up, x.Pointers(), activation);
+    for (int i = 0; i < 3; ++i) {
+      EXPECT_EQ(got[i], GateUp(gate, up, {x.bytes[i].data()}, activation)[0]);
+      for (int j = 0; j < n; ++j) {
+        const auto [g_sum, g_bound] = gate.Dot(x.plain[i], j);
+        const auto [u_sum, u_bound] = up.Dot(x.plain[i], j);
+        const double g = std::min(g_sum + gate_bias[j], 7.0),
+                     u = std::clamp(u_sum + up_bias[j], -7.0, 7.0) + 1;
+        const double silu = g / (1 + std::exp(-1.702F * g));
+        // The slope is below 1.1, alpha or not: of x * sigmoid(a x) it is that of silu at a x.
+        const double bound = 1.1 * (g_bound + 1e-6) * (std::abs(u) + u_bound) +
+                             std::abs(silu) * (u_bound + 1e-6) + rounding * std::abs(silu * u) + 1e-30;
+        ASSERT_NEAR(silu * u, Activation(got[i].data(), j), bound) << "n=" << n << " output " << j;
       }
     }
   }
@@ -219,7 +252,7 @@ TEST_P(EveryTable, LargeGatesSaturate) {
   kernels_.to_activation(ones, 1, in.data());
   const void* rows[] = {in.data()};
   void* outs[] = {out.data()};
-  kernels_.gate_up({gate.data(), 4, 1}, {up.data(), 4, 1}, rows, 1, 0, 1, outs);
+  kernels_.gate_up({gate.data(), 4, 1}, {up.data(), 4, 1}, {}, rows, 1, 0, 1, outs);
   EXPECT_NEAR(100, Activation(out.data(), 0), 0.5);
   EXPECT_NEAR(0, Activation(out.data(), 1), 1e-30);
   EXPECT_NEAR(3e38, Activation(out.data(), 2), 2e36);

@@ -6,7 +6,7 @@
 namespace elasticmoe::compute {
 namespace {
 
-constexpr int kRoles = static_cast<int>(Role::kExpertDown) + 1;
+constexpr int kRoles = static_cast<int>(Role::kExpertDownBias) + 1;
 
 std::size_t Take(std::size_t& at, std::size_t bytes) {
   const std::size_t begin = (at + kAlign - 1) / kAlign * kAlign;
@@ -53,8 +53,7 @@ std::size_t WeightLayout::Index(Role role, int layer) const {
 }
 
 const TensorPlace& WeightLayout::Place(Role role, int layer) const {
-  const bool expert = role == Role::kExpertGate || role == Role::kExpertUp || role == Role::kExpertDown;
-  const TensorPlace& place = places_[Index(role, expert ? -1 : layer)];
+  const TensorPlace& place = places_[Index(role, model::OfExpert(role) ? -1 : layer)];
   EM_CHECK(place.n > 0, "role={} layer={}", static_cast<int>(role), layer);
   return place;
 }
@@ -95,6 +94,18 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
       TensorPlace up{0, 0, n, n, a.kv_lora_rank, true, a.PlainDim(), a.value_dim};
       up.offset = Take(at, a.heads * up.HeadBytes());
       places_[Index(Role::kKvUp, layer)] = up;
+      TensorPlace& keys = places_[Index(Role::kKeyUp, layer)];
+      keys = {up.offset, 0, a.heads * a.kv_lora_rank, a.heads * a.kv_lora_rank, a.PlainDim(), true};
+      keys.head_rows = a.kv_lora_rank;
+      TensorPlace& values = places_[Index(Role::kValueUp, layer)];
+      values = {up.offset + PackedBytes(a.kv_lora_rank, a.PlainDim()),
+                0,
+                a.heads * a.value_dim,
+                a.heads * a.value_dim,
+                a.kv_lora_rank,
+                true};
+      values.head_rows = a.value_dim;
+      keys.head_stride = values.head_stride = up.HeadBytes();
     } else {
       const int kv = a.kv_heads * a.head_dim;
       part(Role::kQ, Role::kQBias, 0, a.QRows());
@@ -112,6 +123,7 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
     if (spec.layers[layer].moe) {
       const int shared = spec.moe.shared_width;
       vector(Role::kRouter, layer, spec.moe.experts, spec.hidden);
+      if (spec.moe.router_bias) vector(Role::kRouterBias, layer, spec.moe.experts);
       if (spec.moe.correction) vector(Role::kRouterCorrection, layer, spec.moe.experts);
       if (shared > 0) {
         matrix(Role::kSharedGate, layer, shared, spec.hidden);
@@ -131,6 +143,11 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
     matrix(Role::kExpertGate, -1, spec.moe.expert_width, spec.hidden);
     matrix(Role::kExpertUp, -1, spec.moe.expert_width, spec.hidden);
     matrix(Role::kExpertDown, -1, spec.hidden, spec.moe.expert_width);
+    if (spec.moe.expert_bias) {
+      vector(Role::kExpertGateBias, -1, spec.moe.expert_width);
+      vector(Role::kExpertUpBias, -1, spec.moe.expert_width);
+      vector(Role::kExpertDownBias, -1, spec.hidden);
+    }
     expert_bytes_ = (at + kAlign - 1) / kAlign * kAlign;
   }
 }
@@ -149,6 +166,13 @@ void PackTensor(const TensorPlace& place, const void* source, DType type, std::b
         PackRows(from, type, row - place.head_keys, 1, place.k,
                  keys + PackedBytes(place.k, place.head_keys) / sizeof(Bf16));
       }
+    }
+  } else if (place.head_rows > 0) {
+    const std::size_t row_bytes = std::size_t(place.k) * BytesOf(type);
+    for (int i = 0; i < place.n; ++i) {
+      const int row = place.row_begin + i;
+      PackRows(static_cast<const std::byte*>(source) + i * row_bytes, type, row % place.head_rows, 1, place.k,
+               blob + place.offset + row / place.head_rows * place.head_stride);
     }
   } else if (place.packed) {
     PackRows(source, type, place.row_begin, place.n, place.k, blob + place.offset, place.format);
@@ -180,6 +204,7 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
     layer.mlp_norm = Floats(blob, layout.Place(Role::kMlpNorm, i));
     if (spec.layers[i].moe) {
       layer.router = Floats(blob, layout.Place(Role::kRouter, i));
+      if (spec.moe.router_bias) layer.router_bias = Floats(blob, layout.Place(Role::kRouterBias, i));
       if (spec.moe.correction) layer.correction = Floats(blob, layout.Place(Role::kRouterCorrection, i));
       if (spec.moe.shared_width > 0)
         layer.dense = {Matrix(blob, layout.Place(Role::kSharedGate, i)),
@@ -196,9 +221,16 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
   return weights;
 }
 
-MlpWeights BindExpert(const core::ModelSpec&, const WeightLayout& layout, const std::byte* blob) {
-  return {Matrix(blob, layout.Place(Role::kExpertGate)), Matrix(blob, layout.Place(Role::kExpertUp)),
-          Matrix(blob, layout.Place(Role::kExpertDown))};
+MlpWeights BindExpert(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* blob) {
+  MlpWeights weights{Matrix(blob, layout.Place(Role::kExpertGate)),
+                     Matrix(blob, layout.Place(Role::kExpertUp)),
+                     Matrix(blob, layout.Place(Role::kExpertDown))};
+  if (spec.moe.expert_bias) {
+    weights.gate_bias = Floats(blob, layout.Place(Role::kExpertGateBias));
+    weights.up_bias = Floats(blob, layout.Place(Role::kExpertUpBias));
+    weights.down_bias = Floats(blob, layout.Place(Role::kExpertDownBias));
+  }
+  return weights;
 }
 
 }  // namespace elasticmoe::compute

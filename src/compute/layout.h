@@ -32,6 +32,10 @@ struct TensorPlace {
   int head_keys = 0;
   int head_values = 0;
   WeightFormat format = WeightFormat::kBf16;  // of a packed matrix
+  // kKeyUp, kValueUp: each head's rows are a matrix of its own, `head_stride` bytes behind the one before;
+  // the place is that of kKvUp.
+  int head_rows = 0;
+  std::size_t head_stride = 0;
 
   std::size_t HeadBytes() const { return PackedBytes(k, head_keys) + PackedBytes(head_values, k); }
 };
@@ -59,8 +63,11 @@ void PackTensor(const TensorPlace& place, const void* source, DType type, std::b
 
 // Views into blobs; they do not own and live as long as the blobs.
 struct MlpWeights {
-  PackedMatrix gate, up;  // [width, hidden]
-  PackedMatrix down;      // [hidden, width]
+  PackedMatrix gate, up;             // [width, hidden]
+  PackedMatrix down;                 // [hidden, width]
+  const float* gate_bias = nullptr;  // [width] or null, like the other two
+  const float* up_bias = nullptr;    // [width]
+  const float* down_bias = nullptr;  // [hidden]
 };
 
 struct LayerWeights {
@@ -79,6 +86,7 @@ struct LayerWeights {
   const float* sinks = nullptr;         // [heads] or null
   const float* mlp_norm = nullptr;      // [hidden]
   const float* router = nullptr;        // [experts, hidden], null in a dense layer
+  const float* router_bias = nullptr;   // [experts] or null
   const float* correction = nullptr;    // [experts] or null
   const float* shared_mix = nullptr;    // [hidden] or null
   MlpWeights dense;                     // of a dense layer, or a MoE layer's shared expert

@@ -168,12 +168,12 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   _tile_release();
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   EvenRows even;
   if (m < LeastRows(gate.format) || !FindStride(rows, m, even))
-    return VnniQuantizedKernels().gate_up(gate, up, rows, m, panel_begin, panel_end, out);
-  GateUpBlocks(gate, rows, m, panel_begin, panel_end, out,
+    return VnniQuantizedKernels().gate_up(gate, up, activation, rows, m, panel_begin, panel_end, out);
+  GateUpBlocks(gate, activation, rows, m, panel_begin, panel_end, out,
                [&](const void* const* block_rows, int count, int panel, int half, GateUpBlock& block) {
                  const EvenRows some{static_cast<const std::byte*>(block_rows[0]), even.stride};
                  PanelSums(gate, panel, some, count, block.gate[0] + half * kPanel, kGroup);

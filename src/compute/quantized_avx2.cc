@@ -116,8 +116,8 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   }
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; panel += 2) {
     const int halves = std::min(2, panel_end - panel);
     const int valid = std::min(kGroup, gate.n - panel * kPanel);
@@ -128,7 +128,8 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const*
         PanelDot(up, panel + half, rows[r], u + half * kPanel);
       }
       for (int i = 0; i < kGroup; i += 8)
-        _mm256_store_ps(g + i, Silu(_mm256_load_ps(g + i), _mm256_load_ps(u + i)));
+        _mm256_store_ps(g + i, Activated(activation, _mm256_load_ps(g + i), _mm256_load_ps(u + i),
+                                         panel * kPanel + i, gate.n));
       std::fill(g + valid, g + kGroup, 0.0F);
       QuantizeGroup(g, panel / 2, QuantizedRowOut::At(out[r], GroupsOf(gate.n)));
     }

@@ -57,9 +57,9 @@ struct alignas(64) GateUpBlock {
 // gate_up of quantized matrices, by blocks of rows and pairs of panels. body(rows, count, panel, half, block)
 // fills half `half` of a block's sums from a panel of both matrices.
 template <class Body>
-[[gnu::always_inline]] inline void GateUpBlocks(const PackedMatrix& gate, const void* const* rows, int m,
-                                                int panel_begin, int panel_end, void* const* out,
-                                                const Body& body) {
+[[gnu::always_inline]] inline void GateUpBlocks(const PackedMatrix& gate, const Activation& activation,
+                                                const void* const* rows, int m, int panel_begin,
+                                                int panel_end, void* const* out, const Body& body) {
   const int groups_out = GroupsOf(gate.n);
   GateUpBlock block;
   for (int panel = panel_begin; panel < panel_end; panel += 2) {
@@ -71,7 +71,8 @@ template <class Body>
       for (int r = 0; r < count; ++r) {
         __m512 values[4];
         for (int i = 0; i < 4; ++i) {
-          values[i] = Silu(_mm512_load_ps(block.gate[r] + i * 16), _mm512_load_ps(block.up[r] + i * 16));
+          values[i] = Activated(activation, _mm512_load_ps(block.gate[r] + i * 16),
+                                _mm512_load_ps(block.up[r] + i * 16), panel * kPanel + i * 16, gate.n);
           values[i] = _mm512_maskz_mov_ps(FirstLanes(std::max(0, valid - i * 16)), values[i]);
         }
         QuantizeGroup(values, panel / 2, QuantizedRowOut::At(out[begin + r], groups_out));

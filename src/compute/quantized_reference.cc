@@ -62,8 +62,8 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
   }
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int i = 0; i < m; ++i) {
     const QuantizedRowOut to = QuantizedRowOut::At(out[i], GroupsOf(gate.n));
     for (int panel = panel_begin; panel < panel_end; panel += 2) {
@@ -72,7 +72,14 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const*
         float g[kPanel], u[kPanel];
         PanelDot(gate, panel + half, rows[i], g);
         PanelDot(up, panel + half, rows[i], u);
-        for (int j = 0; j < kPanel; ++j) values[half * kPanel + j] = g[j] / (1.0F + std::exp(-g[j])) * u[j];
+        for (int j = 0; j < kPanel; ++j) {
+          const int output = (panel + half) * kPanel + j;
+          if (activation.gate_bias != nullptr && output < gate.n) {
+            g[j] += activation.gate_bias[output];
+            u[j] += activation.up_bias[output];
+          }
+          values[half * kPanel + j] = Activate(activation.spec, g[j], u[j]);
+        }
       }
       QuantizeGroup(values, std::min(kGroup, gate.n - panel * kPanel), panel / 2, to);
     }

@@ -236,8 +236,8 @@ TEST_P(EveryQuantizedTable, GateUpIsRightAndTheSameForAnyRowsAndPanels) {
         in.push_back(rows.Row(first + i));
         outs.push_back(out[i].data());
       }
-      kernels_.quantized.gate_up(gate.View(), up.View(), in.data(), m, cut, gate.Panels(), outs.data());
-      kernels_.quantized.gate_up(gate.View(), up.View(), in.data(), m, 0, cut, outs.data());
+      kernels_.quantized.gate_up(gate.View(), up.View(), {}, in.data(), m, cut, gate.Panels(), outs.data());
+      kernels_.quantized.gate_up(gate.View(), up.View(), {}, in.data(), m, 0, cut, outs.data());
       return out;
     };
     std::vector<std::vector<std::byte>> alone;

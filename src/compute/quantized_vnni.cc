@@ -182,9 +182,9 @@ void GateUpPanel(const PackedMatrix& gate, const PackedMatrix& up, const void* c
   }
 }
 
-void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const void* const* rows, int m, int panel_begin,
-            int panel_end, void* const* out) {
-  GateUpBlocks(gate, rows, m, panel_begin, panel_end, out,
+void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
+            const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
+  GateUpBlocks(gate, activation, rows, m, panel_begin, panel_end, out,
                [&](const void* const* block_rows, int count, int panel, int half, GateUpBlock& block) {
                  if (gate.format == WeightFormat::kInt4) {
                    GateUpPanel<WeightFormat::kInt4>(gate, up, block_rows, count, panel, half, block);

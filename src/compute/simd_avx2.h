@@ -6,6 +6,7 @@
 
 #include <cstddef>
 
+#include "compute/activation.h"
 #include "compute/packed.h"
 
 namespace elasticmoe::compute {
@@ -31,8 +32,25 @@ namespace elasticmoe::compute {
   return _mm256_andnot_ps(tiny, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
 }
 
-[[gnu::always_inline]] inline __m256 Silu(__m256 gate, __m256 up) {
-  const __m256 divisor = _mm256_add_ps(_mm256_set1_ps(1.0F), Exp(_mm256_sub_ps(_mm256_setzero_ps(), gate)));
+// activation(gate, up) of outputs [begin, begin + 8); of those from n on anything.
+[[gnu::always_inline]] inline __m256 Activated(const Activation& activation, __m256 gate, __m256 up,
+                                               int begin, int n) {
+  const __m256 one = _mm256_set1_ps(1.0F);
+  if (activation.gate_bias != nullptr && begin < n) {
+    const __m256i lanes =
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n - begin), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    gate = _mm256_add_ps(gate, _mm256_maskload_ps(activation.gate_bias + begin, lanes));
+    up = _mm256_add_ps(up, _mm256_maskload_ps(activation.up_bias + begin, lanes));
+  }
+  __m256 slope = gate;  // of the sigmoid
+  if (activation.spec.kind == Activation::Kind::kClampedSwiglu) {
+    const __m256 limit = _mm256_set1_ps(activation.spec.limit);
+    gate = _mm256_min_ps(gate, limit);
+    up = _mm256_min_ps(_mm256_max_ps(up, _mm256_sub_ps(_mm256_setzero_ps(), limit)), limit);
+    up = _mm256_add_ps(up, one);
+    slope = _mm256_mul_ps(gate, _mm256_set1_ps(activation.spec.alpha));
+  }
+  const __m256 divisor = _mm256_add_ps(one, Exp(_mm256_sub_ps(_mm256_setzero_ps(), slope)));
   return _mm256_mul_ps(_mm256_div_ps(gate, divisor), up);
 }
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "compute/activation.h"
 #include "compute/packed.h"
 
 namespace elasticmoe::compute {
@@ -36,23 +37,65 @@ namespace elasticmoe::compute {
   return count >= 16 ? __mmask16(0xffff) : static_cast<__mmask16>((1u << count) - 1);
 }
 
-[[gnu::always_inline]] inline __m512bh AsBf16(__m512i v) {
-  return (__m512bh)v;
+// 16 values to bf16, to the nearest even. Without the instruction NaN stays NaN, and numbers below 2^-126
+// stay too.
+[[gnu::always_inline]] inline __m256i Bf16Of(__m512 values) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(values);
+#else
+  const __m512i bits = _mm512_castps_si512(values);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+#endif
+}
+
+// sum + the products of 16 pairs of bf16; of a pair one after the other where there is no instruction for
+// both.
+[[gnu::always_inline]] inline __m512 DotBf16(__m512 sum, __m512i a, __m512i b) {
+#ifdef __AVX512BF16__
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#else
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const auto first = [](__m512i pair) { return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)); };
+  const auto second = [&](__m512i pair) { return _mm512_castsi512_ps(_mm512_and_si512(pair, upper)); };
+  return _mm512_fmadd_ps(second(a), second(b), _mm512_fmadd_ps(first(a), first(b), sum));
+#endif
 }
 
 [[gnu::always_inline]] inline __m512 FloatOf(__m256i bf16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
 }
 
-[[gnu::always_inline]] inline __m512 Silu(__m512 gate, __m512 up) {
-  const __m512 divisor = _mm512_add_ps(_mm512_set1_ps(1.0F), Exp(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
+// activation(gate, up) of outputs [begin, begin + 16); of those from n on anything.
+[[gnu::always_inline]] inline __m512 Activated(const Activation& activation, __m512 gate, __m512 up,
+                                               int begin, int n) {
+  const __m512 one = _mm512_set1_ps(1.0F);
+  if (activation.gate_bias != nullptr) {
+    const __mmask16 lanes = FirstLanes(std::max(0, n - begin));
+    gate = _mm512_add_ps(gate, _mm512_maskz_loadu_ps(lanes, activation.gate_bias + begin));
+    up = _mm512_add_ps(up, _mm512_maskz_loadu_ps(lanes, activation.up_bias + begin));
+  }
+  __m512 slope = gate;  // of the sigmoid
+  if (activation.spec.kind == Activation::Kind::kClampedSwiglu) {
+    const __m512 limit = _mm512_set1_ps(activation.spec.limit);
+    gate = _mm512_min_ps(gate, limit);
+    up = _mm512_min_ps(_mm512_max_ps(up, _mm512_sub_ps(_mm512_setzero_ps(), limit)), limit);
+    up = _mm512_add_ps(up, one);
+    slope = _mm512_mul_ps(gate, _mm512_set1_ps(activation.spec.alpha));
+  }
+  const __m512 divisor = _mm512_add_ps(one, Exp(_mm512_sub_ps(_mm512_setzero_ps(), slope)));
   return _mm512_mul_ps(_mm512_div_ps(gate, divisor), up);
 }
 
-// out[begin...] = bf16 of silu(gate) * up, no further than n.
-[[gnu::always_inline]] inline void StoreSilu(__m512 gate, __m512 up, int begin, int n, Bf16* out) {
+// out[begin...] = bf16 of activation(gate, up), no further than n.
+[[gnu::always_inline]] inline void StoreActivated(const Activation& activation, __m512 gate, __m512 up,
+                                                  int begin, int n, Bf16* out) {
   if (begin >= n) return;
-  _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin), (__m256i)_mm512_cvtneps_pbh(Silu(gate, up)));
+  _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin),
+                           Bf16Of(Activated(activation, gate, up, begin, n)));
 }
 
 // Where a panel of a bf16 matrix begins.

@@ -136,7 +136,8 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
                       role == Role::kKNorm || role == Role::kMlpNorm || role == Role::kQDownNorm ||
                       role == Role::kKvDownNorm;
     const bool embedding = role == Role::kEmbedding;
-    const double size = norm                    ? 0.3
+    const bool threshold = spec.moe.top_any && role == Role::kRouterCorrection;  // of a cosine
+    const double size = norm || threshold       ? 0.3
                         : embedding             ? 1.0
                         : role == Role::kRouter ? 3.0
                                                 : 1.7 / std::sqrt(static_cast<double>(place.k));
@@ -165,12 +166,14 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
     some(a.sinks, {Role::kSinks});
     if (spec.layers[layer].moe) {
       put(Role::kRouter, layer);
+      some(spec.moe.router_bias, {Role::kRouterBias});
       some(spec.moe.correction, {Role::kRouterCorrection});
       some(spec.moe.shared_width > 0, {Role::kSharedGate, Role::kSharedUp, Role::kSharedDown});
       some(spec.moe.shared_gate, {Role::kSharedMix});
       for (int expert = 0; expert < spec.moe.experts; ++expert)
-        for (const Role role : {Role::kExpertGate, Role::kExpertUp, Role::kExpertDown})
-          put(role, layer, expert);
+        for (const Role role : {Role::kExpertGate, Role::kExpertUp, Role::kExpertDown, Role::kExpertGateBias,
+                                Role::kExpertUpBias, Role::kExpertDownBias})
+          if (role <= Role::kExpertDown || spec.moe.expert_bias) put(role, layer, expert);
     } else {
       for (const Role role : {Role::kDenseGate, Role::kDenseUp, Role::kDenseDown}) put(role, layer);
     }
@@ -255,8 +258,9 @@ class Driver {
     routing_[layer] = chosen;
     std::vector<std::vector<ExpertRow>> visits(spec.moe.experts);
     for (std::size_t i = 0; i < chosen.size(); ++i)
-      visits[chosen[i]].push_back(
-          {activations.data() + i / spec.moe.top_k * row_bytes, &outputs[i * spec.hidden]});
+      if (chosen[i] >= 0)
+        visits[chosen[i]].push_back(
+            {activations.data() + i / spec.moe.top_k * row_bytes, &outputs[i * spec.hidden]});
     for (int device = 0; device < devices_; ++device) {
       std::vector<ExpertBatch> batches;
       for (int expert = device; expert < spec.moe.experts; expert += devices_)

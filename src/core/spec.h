@@ -60,9 +60,11 @@ struct AttentionSpec {
 };
 
 // How a token chooses its experts: scores of all of them, the top_k largest of scores + correction (ties: the
-// lower index), their scores as weights.
+// lower index), their scores as weights. Or top-any (DynMoE, arXiv 2405.14297 section 3.1): all whose score,
+// the cosine of x and the router's row, passes their correction (a threshold here; the paper's sigmoid of
+// both sides changes no order), at most top_k of them, the best one where none does, with equal weights.
 struct MoeSpec {
-  enum class Scores { kSoftmax, kSigmoid };
+  enum class Scores { kSoftmax, kSigmoid, kCosine };
   enum class GroupScore { kLargest, kTopTwoSum };
 
   int experts = 0;
@@ -71,6 +73,7 @@ struct MoeSpec {
   bool renormalize = false;  // chosen weights are divided by their sum
   Scores scores = Scores::kSoftmax;
   bool correction = false;  // a learned value an expert is added for the choice only
+  bool top_any = false;     // with kCosine and a correction, without groups, renormalisation or scaling
   int groups = 1;           // divides experts; only experts of the best `chosen_groups` groups are chosen
   int chosen_groups = 1;
   GroupScore group_score = GroupScore::kLargest;
@@ -78,6 +81,20 @@ struct MoeSpec {
   float scaling = 1.0F;           // of the weights, after renormalisation
   int shared_width = 0;           // intermediate size of the expert that every token visits; 0 = none
   bool shared_gate = false;       // its output is weighted by sigmoid(gate . x)
+  bool router_bias = false;       // a learned value an expert is added to the logits
+  bool expert_bias = false;       // of an expert's gate, up and down
+};
+
+// Of a gated MLP, dense or expert, from its sums gate and up.
+struct ActivationSpec {
+  enum class Kind {
+    kSilu,           // gate * sigmoid(gate) * up
+    kClampedSwiglu,  // g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = up within +-limit
+                     // (gpt-oss)
+  };
+  Kind kind = Kind::kSilu;
+  float alpha = 1.702F;  // of kClampedSwiglu
+  float limit = 7.0F;
 };
 
 struct LayerSpec {
@@ -93,6 +110,7 @@ struct ModelSpec {
   int max_positions = 0;  // context limit in tokens
   float rms_eps = 1e-6F;
   bool tied_head = false;
+  ActivationSpec activation;
   AttentionSpec attention;
   MoeSpec moe;
   std::vector<LayerSpec> layers;

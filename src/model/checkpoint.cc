@@ -1,6 +1,7 @@
 #include "model/checkpoint.h"
 
 #include <algorithm>
+#include <map>
 #include <system_error>
 #include <tuple>
 #include <unordered_map>
@@ -19,6 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr std::size_t kShownRefused = 4;             // tensors that an error names
 constexpr std::size_t kConfigLimitBytes = 16 << 20;  // published ones are a few KiB
 
 Status CheckDirectory(const fs::path& directory) {
@@ -109,11 +111,6 @@ Expected<TensorSource> Place(const TensorName& name, const StoredTensor& tensor,
   if (listed != index.shard_of.end() && index.FileOf(tensor).filename() != listed->second)
     return Fail(ErrorCode::kInvalidArgument, "{}: {} says it is in {}; fetch the checkpoint again", doing,
                 kSafetensorsIndex, listed->second);
-  if (!tensor.known)
-    return Fail(ErrorCode::kUnimplemented,
-                "{}: dtype={} (supported: BF16, F16, F32, and F8_E4M3 with weight_scale_inv); convert the "
-                "checkpoint",
-                doing, Shown(tensor.dtype));
   if (tensor.shape != name.shape)
     return Fail(
         ErrorCode::kInvalidArgument,
@@ -121,6 +118,26 @@ Expected<TensorSource> Place(const TensorName& name, const StoredTensor& tensor,
         "together",
         doing, fmt::join(tensor.shape, ", "), fmt::join(name.shape, ", "));
   return TensorSource{tensor.data, name};
+}
+
+// Names every dtype that cannot be read, with a tensor of each.
+Status CheckTypes(const std::vector<TensorName>& needed, const TensorIndex& index, const Places& places) {
+  std::map<std::string_view, std::pair<std::size_t, const StoredTensor*>> unknown;
+  for (const TensorName& name : needed) {
+    const StoredTensor* tensor = places.at(name.name);
+    if (tensor->known) continue;
+    auto& [count, first] = unknown[tensor->dtype];
+    if (count++ == 0) first = tensor;
+  }
+  if (unknown.empty()) return {};
+  std::vector<std::string> found;
+  for (const auto& [dtype, which] : unknown)
+    found.push_back(fmt::format("reading {}: tensor {}: dtype={}{}", index.FileOf(*which.second).string(),
+                                which.second->name, Shown(std::string(dtype)),
+                                which.first > 1 ? fmt::format(" (and {} more)", which.first - 1) : ""));
+  return Fail(ErrorCode::kUnimplemented,
+              "{} (supported: BF16, F16, F32, and F8_E4M3 with scales); convert the checkpoint",
+              fmt::join(found, "; also: "));
 }
 
 std::string_view ModuleOf(std::string_view tensor) {
@@ -139,20 +156,28 @@ Status CollectUnused(const std::vector<TensorName>& needed, const TensorIndex& i
   for (const StoredTensor& tensor : index.tensors)
     if (!names.contains(tensor.name)) checkpoint.unused.push_back(tensor.name);
   std::ranges::sort(checkpoint.unused);
-  for (const std::string& name : checkpoint.unused)
-    if (modules.contains(ModuleOf(name)))
-      return Fail(ErrorCode::kUnimplemented,
-                  "reading {}: tensor {} has no place in {} as config.json describes it",
-                  index.FileOf(*places.at(name)).string(), Shown(name), checkpoint.spec.family);
-  return {};
+  std::vector<std::string> refused;
+  std::size_t left_out = 0;
+  for (const std::string& name : checkpoint.unused) {
+    if (!modules.contains(ModuleOf(name))) continue;
+    if (refused.size() < kShownRefused)
+      refused.push_back(fmt::format("reading {}: tensor {} has no place in {} as config.json describes it",
+                                    index.FileOf(*places.at(name)).string(), Shown(name),
+                                    checkpoint.spec.family));
+    else
+      ++left_out;
+  }
+  if (refused.empty()) return {};
+  if (left_out > 0) refused.push_back(fmt::format("{} more such tensors", left_out));
+  return Fail(ErrorCode::kUnimplemented, "{}", fmt::join(refused, "; also: "));
 }
 
 // Looks up what the family needs; fills in the weights' part of `checkpoint`.
-Status TakeTensors(const Family& family, TensorIndex index, Checkpoint& checkpoint) {
+Status TakeTensors(const std::vector<TensorName>& needed, TensorIndex index, Checkpoint& checkpoint) {
   Places places;
   for (const StoredTensor& tensor : index.tensors) places.emplace(tensor.name, &tensor);
-  const std::vector<TensorName> needed = family.Tensors(checkpoint.spec);
   EM_RETURN_IF_ERROR(CheckAllPresent(needed, index, places));
+  EM_RETURN_IF_ERROR(CheckTypes(needed, index, places));
   checkpoint.tensors.reserve(needed.size());
   for (const TensorName& name : needed) {
     EM_ASSIGN_OR_RETURN(auto source, Place(name, *places.at(name.name), index));
@@ -176,15 +201,20 @@ Status Read(Checkpoint& checkpoint) {
   EM_ASSIGN_OR_RETURN(checkpoint.config, ReadJson(path, kConfigLimitBytes));
   const Json& config = checkpoint.config;
   auto quantization = ReadQuantization(config);
-  if (!quantization) return Within(fmt::format("reading {}", path.string()), std::move(quantization.error()));
   const auto family = FamilyOf(config);
   auto spec = family ? (*family)->Spec(config) : tl::unexpected<Error>(family.error());
-  if (!spec) return Within(fmt::format("reading {}", path.string()), std::move(spec.error()));
+  if (!spec || !quantization) {
+    // Both, so that nobody mends one to learn of the other.
+    Error error = spec ? std::move(quantization.error()) : std::move(spec.error());
+    if (!spec && !quantization) error.message += "; also: " + quantization.error().message;
+    return Within(fmt::format("reading {}", path.string()), std::move(error));
+  }
   checkpoint.spec = *std::move(spec);
   EM_RETURN_IF_ERROR(ReadGenerationConfig(checkpoint));
   EM_ASSIGN_OR_RETURN(TensorIndex index, IndexSafetensors(checkpoint.directory));
   EM_RETURN_IF_ERROR(ResolveQuantized(*quantization, index));
-  return TakeTensors(**family, std::move(index), checkpoint);
+  EM_RETURN_IF_ERROR((*family)->Unfuse(checkpoint.spec, index));
+  return TakeTensors((*family)->Tensors(checkpoint.spec), std::move(index), checkpoint);
 }
 
 Status ReadGguf(Checkpoint& checkpoint) {
@@ -201,9 +231,10 @@ Status ReadGguf(Checkpoint& checkpoint) {
   checkpoint.spec = *std::move(spec);
   if (auto status = ReadGenerationValues(GgufGenerationConfig(gguf), checkpoint); !status)
     return within(std::move(status.error()));
-  EM_ASSIGN_OR_RETURN(TensorIndex index,
-                      GgufIndex(gguf, checkpoint.spec, (*family)->Tensors(checkpoint.spec)));
-  return TakeTensors(**family, std::move(index), checkpoint);
+  const std::vector<TensorName> needed =
+      GgufNeeded(gguf, checkpoint.spec, (*family)->Tensors(checkpoint.spec));
+  EM_ASSIGN_OR_RETURN(TensorIndex index, GgufIndex(gguf, checkpoint.spec, needed));
+  return TakeTensors(needed, std::move(index), checkpoint);
 }
 
 }  // namespace

@@ -204,6 +204,32 @@ TEST_F(Checkpoints, RefuseATensorThatWouldChangeTheAnswers) {
   ExpectError(ErrorCode::kUnimplemented, HasSubstr("o_proj.bias"));
 }
 
+TEST_F(Checkpoints, TellAllThatKeepsThemFromBeingServed) {
+  EXPECT_TRUE(CheckServable(directory_.Path()));
+  EditJson(directory_, "config.json", [](Json& config) {
+    config["hidden_act"] = "gelu";
+    config["rope_scaling"] = {{"rope_type", "longrope"}, {"factor", 2}};
+    config["quantization_config"] = {{"quant_method", "gptq"}};
+  });
+  directory_.Write("tokenizer.json", R"({"model": {"type": "Unigram"}})");
+  const Status status = CheckServable(directory_.Path());
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().code, ErrorCode::kUnimplemented);
+  for (const char* text : {"gelu", "longrope", "gptq", "tokenizer.json", "Unigram"})
+    EXPECT_THAT(status.error().message, HasSubstr(text));
+}
+
+TEST_F(Checkpoints, TellEveryDtypeAndTensorThatIsNotRead) {
+  EditHeader(directory_, kWeights, [](Json& header) {
+    header["model.norm.weight"]["dtype"] = "U16";
+    header[kGate]["dtype"] = "I16";
+  });
+  const auto opened = Checkpoint::Open(directory_.Path());
+  ASSERT_FALSE(opened);
+  EXPECT_THAT(opened.error().message, AllOf(HasSubstr("\"I16\""), HasSubstr("\"U16\""), HasSubstr(kGate),
+                                            HasSubstr("model.norm.weight")));
+}
+
 TEST_F(Checkpoints, RefuseWrongGenerationDefaults) {
   const auto expect = [this](const char* key, const Json& value) {
     directory_.Write("generation_config.json", Json{{key, value}}.dump());

@@ -102,7 +102,21 @@ Expected<std::vector<int>> ConfigReader::Ints(const char* key, std::int64_t low,
 Status ConfigReader::Only(const char* key, const Json& supported) const {
   const Json* value = Find(key);
   if (!value || *value == supported) return {};
-  return Fail(ErrorCode::kUnimplemented, "{}={} (supported: {})", key, Shown(*value), Shown(supported));
+  return Unsupported("{}={} (supported: {})", key, Shown(*value), Shown(supported));
+}
+
+ConfigReader ConfigReader::Inside(const Json& object, std::string_view key) const {
+  ConfigReader reader(object, unsupported_);
+  reader.within_ = fmt::format("{}{}: ", within_, key);
+  return reader;
+}
+
+Status ConfigReader::Refuse(std::string message) const {
+  if (unsupported_ == nullptr) return Fail(ErrorCode::kUnimplemented, "{}", message);
+  message.insert(0, within_);
+  if (std::ranges::find(*unsupported_, message) == unsupported_->end())
+    unsupported_->push_back(std::move(message));
+  return {};
 }
 
 }  // namespace elasticmoe::model

@@ -19,7 +19,13 @@ std::string Shown(const Json& value);
 class ConfigReader {
  public:
   // `config` must be an object and outlive the reader: check with IsObject first.
-  explicit ConfigReader(const Json& config) : config_(config) {}
+  // What is not supported goes to `unsupported`, each once, and reading goes on as if it were not there, so
+  // that all of it can be told at once; without one it is an error like others.
+  explicit ConfigReader(const Json& config, std::vector<std::string>* unsupported = nullptr)
+      : config_(config), unsupported_(unsupported) {}
+
+  // A reader of an object inside of this one; what it does not support is told as "key: ...".
+  ConfigReader Inside(const Json& object, std::string_view key) const;
 
   // The value, or nullptr where the key is absent or null.
   const Json* Find(const char* key) const;
@@ -34,11 +40,21 @@ class ConfigReader {
   // One integer, a list of them, or none where the key is absent; each in [low, high].
   Expected<std::vector<int>> Ints(const char* key, std::int64_t low, std::int64_t high) const;
 
-  // kUnimplemented unless the key is absent, null or equal to `supported`.
+  // Unsupported unless the key is absent, null or equal to `supported`.
   Status Only(const char* key, const Json& supported) const;
 
+  // Tells of a setting that is not supported: kUnimplemented, or success where they are gathered.
+  template <class... Args>
+  Status Unsupported(fmt::format_string<Args...> text, Args&&... args) const {
+    return Refuse(fmt::format(text, std::forward<Args>(args)...));
+  }
+
  private:
+  Status Refuse(std::string message) const;
+
   const Json& config_;
+  std::vector<std::string>* unsupported_;
+  std::string within_;  // "key: "
 };
 
 // kInvalidArgument unless `config` is a JSON object.

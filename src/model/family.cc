@@ -3,9 +3,12 @@
 #include <array>
 
 #include "model/config_reader.h"
+#include "model/families/bailing_moe.h"
 #include "model/families/deepseek.h"
 #include "model/families/dense.h"
+#include "model/families/ernie4_5_moe.h"
 #include "model/families/glm4_moe.h"
+#include "model/families/gpt_oss.h"
 #include "model/families/mixtral.h"
 #include "model/families/olmoe.h"
 #include "model/families/qwen2_moe.h"
@@ -16,13 +19,25 @@ namespace {
 
 // The registry: one line a family.
 const auto& Families() {
-  static const std::array families = {&Qwen3Moe(),   &Mixtral(),    &Qwen2Moe(), &Olmoe(),
-                                      &DeepseekV2(), &DeepseekV3(), &Glm4Moe(),  &Qwen3(),
-                                      &Qwen2(),      &Llama(),      &Mistral()};
+  static const std::array families = {&Qwen3Moe(),   &Mixtral(), &Qwen2Moe(), &Olmoe(),      &DeepseekV2(),
+                                      &DeepseekV3(), &Glm4Moe(), &GptOss(),   &BailingMoe(), &BailingMoeV2(),
+                                      &Ernie45Moe(), &Qwen3(),   &Qwen2(),    &Llama(),      &Mistral()};
   return families;
 }
 
 }  // namespace
+
+Expected<core::ModelSpec> Family::Spec(const Json& json) const {
+  EM_RETURN_IF_ERROR(IsObject(json));
+  std::vector<std::string> messages;
+  core::ModelSpec spec;
+  spec.family = ModelType();
+  Status status = Read(ConfigReader(json, &messages), spec);
+  if (messages.empty() && status) return spec;
+  if (messages.empty()) return tl::unexpected<Error>(std::move(status.error()));
+  if (!status) messages.push_back(std::move(status.error().message));
+  return Fail(ErrorCode::kUnimplemented, "{}", fmt::join(messages, "; also: "));
+}
 
 Expected<const Family*> FindFamily(std::string_view model_type) {
   std::vector<std::string_view> names;

@@ -35,9 +35,12 @@ enum class TensorRole {
   kQUp,        // q_lora_rank -> q of all heads
   kKvDown,     // hidden -> latent and rotated key
   kKvDownNorm,
-  kKvUp,  // latent -> for each head its plain k, then its v
+  kKvUp,     // latent -> for each head its plain k, then its v
+  kKeyUp,    // kKvUp in two (GGUF): for each head its plain k, transposed [latent, plain k],
+  kValueUp,  // and its v
   kMlpNorm,
   kRouter,
+  kRouterBias,
   kRouterCorrection,
   kSharedGate,
   kSharedUp,
@@ -49,7 +52,14 @@ enum class TensorRole {
   kExpertGate,
   kExpertUp,
   kExpertDown,
+  kExpertGateBias,
+  kExpertUpBias,
+  kExpertDownBias,
 };
+
+constexpr bool OfExpert(TensorRole role) {
+  return role >= TensorRole::kExpertGate;
+}
 
 struct TensorName {
   TensorRole role;
@@ -59,19 +69,31 @@ struct TensorName {
   std::vector<std::int64_t> shape;  // [outputs, inputs] or [n]
 };
 
+class ConfigReader;
+struct TensorIndex;
+
 class Family {
  public:
   virtual ~Family() = default;
   virtual std::string_view ModelType() const = 0;  // config.json's model_type
 
-  // Errors name the key, what was found and what is supported.
-  virtual Expected<core::ModelSpec> Spec(const Json& config) const = 0;
+  // Errors name the key, what was found and what is supported; kUnimplemented names all that is not
+  // supported.
+  Expected<core::ModelSpec> Spec(const Json& config) const;
 
   // Every tensor the forward pass needs, each once.
   virtual std::vector<TensorName> Tensors(const core::ModelSpec& spec) const = 0;
 
+  // Takes apart what its checkpoints hold as one tensor (fused_tensors.h): what remains has the names of
+  // Tensors.
+  virtual Status Unfuse(const core::ModelSpec&, TensorIndex&) const { return {}; }
+
   // The config.json that Spec would read back as `spec` (for made models).
   virtual Json Config(const core::ModelSpec& spec) const = 0;
+
+ protected:
+  // Fills `spec`, whose family is set. kInvalidArgument where a value is wrong.
+  virtual Status Read(const ConfigReader& config, core::ModelSpec& spec) const = 0;
 };
 
 // kUnimplemented, naming the families there are, if config's model_type is none of them.

@@ -14,7 +14,7 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 constexpr const char* kFamilies[] = {"qwen3_moe",        "mixtral",     "qwen2_moe", "olmoe",
-                                     "deepseek_v2_lite", "deepseek_v3", "glm4_moe"};
+                                     "deepseek_v2_lite", "deepseek_v3", "glm4_moe",  "gpt_oss_mxfp4"};
 
 Json GoldenConfig(const std::string& name) {
   return *ParseJson(*ReadFile(std::string(ELASTICMOE_TESTDATA "/goldens/") + name + "/config.json"));
@@ -139,6 +139,70 @@ TEST(Family, WritesEveryScalingWindowAndOptionThatItReads) {
       "deepseek_v2_lite",
       {{"topk_method", "group_limited_greedy"}, {"n_group", 4}, {"topk_group", 2}, {"norm_topk_prob", true}});
   expect("glm4_moe", {{"use_qk_norm", false}, {"first_k_dense_replace", 0}, {"n_shared_experts", 0}});
+}
+
+TEST(Family, WritesTheFamiliesWithoutGoldens) {
+  const Json sizes = {{"vocab_size", 90},           {"hidden_size", 48},    {"num_hidden_layers", 6},
+                      {"num_attention_heads", 4},   {"head_dim", 16},       {"max_position_embeddings", 64},
+                      {"intermediate_size", 70},    {"num_experts", 8},     {"num_experts_per_tok", 3},
+                      {"moe_intermediate_size", 4}, {"moe_num_experts", 8}, {"moe_k", 2}};
+  const auto expect = [&](const char* type, const Json& changes) {
+    Json config = sizes;
+    config["model_type"] = type;
+    config.update(changes);
+    const auto spec = SpecOf(config);
+    ASSERT_TRUE(spec) << spec.error().message;
+    const Family& family = **FamilyOf(config);
+    const auto again = SpecOf(family.Config(*spec));
+    ASSERT_TRUE(again) << again.error().message;
+    EXPECT_EQ(family.Config(*again), family.Config(*spec));
+    ASSERT_EQ(family.Tensors(*again).size(), family.Tensors(*spec).size());
+    for (std::size_t layer = 0; layer < spec->layers.size(); ++layer) {
+      EXPECT_EQ(again->layers[layer].moe, spec->layers[layer].moe) << type << " " << layer;
+      EXPECT_EQ(again->layers[layer].window, spec->layers[layer].window) << type << " " << layer;
+    }
+  };
+  expect("bailing_moe", {{"norm_topk_prob", true}, {"num_shared_experts", 2}, {"first_k_dense_replace", 2}});
+  expect("bailing_moe_v2",
+         {{"partial_rotary_factor", 0.5}, {"use_qk_norm", true}, {"n_group", 4}, {"topk_group", 2}});
+  expect("ernie4_5_moe", {{"moe_layer_start_index", 1}, {"moe_num_shared_experts", 2}});
+  expect("ernie4_5_moe", {{"moe_layer_interval", 2}, {"moe_layer_end_index", 3}});
+  expect("ernie4_5_moe", {{"moe_layer_interval", 5}});
+  expect("ernie4_5_moe", {{"moe_layer_start_index", 6}});
+  expect("gpt_oss", {{"num_local_experts", 4}, {"sliding_window", 12}, {"swiglu_limit", 3.5}});
+}
+
+TEST(Family, ReadsGptOss) {
+  const auto spec = SpecOf(GoldenConfig("gpt_oss_mxfp4"));
+  ASSERT_TRUE(spec) << spec.error().message;
+  EXPECT_TRUE(spec->attention.sinks && spec->attention.qkv_bias && spec->attention.o_bias);
+  EXPECT_TRUE(spec->moe.router_bias && spec->moe.expert_bias && spec->moe.renormalize);
+  EXPECT_EQ(spec->activation.limit, 7.0F);
+  EXPECT_EQ(spec->layers[0].window, 8);
+  EXPECT_EQ(spec->layers[1].window, 0);
+  EXPECT_FALSE(spec->attention.rope.truncate);
+  Json config = GoldenConfig("gpt_oss_mxfp4");
+  config.erase("layer_types");  // then every other layer, the first one with a window
+  EXPECT_EQ(SpecOf(config)->layers[2].window, 8);
+  EXPECT_EQ(SpecOf(config)->layers[3].window, 0);
+}
+
+TEST(Family, TellsAllThatIsNotSupportedAtOnce) {
+  Json config = GoldenConfig("deepseek_v3");
+  config["hidden_act"] = "gelu";
+  config["rope_scaling"] = {{"rope_type", "longrope"}, {"factor", 4.0}};
+  config["layer_types"] = {"linear_attention", "linear_attention", "full_attention"};
+  config["scoring_func"] = "softmax";
+  config["topk_method"] = "greedy";
+  Error error = SpecOf(config).error();
+  EXPECT_EQ(error.code, ErrorCode::kUnimplemented);
+  for (const char* text : {"hidden_act=\"gelu\"", "rope_scaling: rope_type=\"longrope\"", "linear_attention",
+                           "scoring_func=\"softmax\"", "topk_method=\"greedy\""})
+    EXPECT_THAT(error.message, HasSubstr(text));
+  EXPECT_EQ(error.message.find("linear_attention"), error.message.rfind("linear_attention"));  // told once
+  config["n_group"] = 3;  // a wrong value comes last
+  error = SpecOf(config).error();
+  EXPECT_THAT(error.message, AllOf(HasSubstr("gelu"), HasSubstr("n_group=3")));
 }
 
 TEST(Family, ReadsTheRulesOfEachRouting) {

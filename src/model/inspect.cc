@@ -6,7 +6,9 @@
 #include <system_error>
 
 #include "base/file.h"
+#include "model/chat_template.h"
 #include "model/gguf/gguf.h"
+#include "model/tokenizer.h"
 
 namespace elasticmoe::model {
 namespace {
@@ -129,6 +131,25 @@ Json InspectModel(const Checkpoint& checkpoint) {
   report["has_tokenizer"] = HasTokenizer(checkpoint.directory);
   report["has_chat_template"] = HasChatTemplate(checkpoint.directory);
   return report;
+}
+
+Status CheckServable(const fs::path& model) {
+  std::vector<Error> errors;
+  if (auto checkpoint = Checkpoint::Open(model); !checkpoint) errors.push_back(std::move(checkpoint.error()));
+  // Where there is no model to read, a tokenizer is beside the point.
+  if (!errors.empty() && errors[0].code != ErrorCode::kUnimplemented &&
+      errors[0].code != ErrorCode::kInvalidArgument)
+    return tl::unexpected<Error>(std::move(errors[0]));
+  auto tokenizer = Tokenizer::Open(model);
+  if (!tokenizer) errors.push_back(std::move(tokenizer.error()));
+  if (tokenizer && *tokenizer && !(*tokenizer)->ChatTemplateSource().empty())
+    if (auto parsed = ChatTemplate::Parse((*tokenizer)->ChatTemplateSource()); !parsed)
+      errors.push_back({parsed.error().code, fmt::format("reading the chat template of {}: {}",
+                                                         model.string(), parsed.error().message)});
+  if (errors.empty()) return {};
+  std::vector<std::string> messages;
+  for (Error& error : errors) messages.push_back(std::move(error.message));
+  return tl::unexpected<Error>(Error{errors[0].code, fmt::format("{}", fmt::join(messages, "; also: "))});
 }
 
 std::string DescribeModel(const Json& report) {

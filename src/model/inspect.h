@@ -1,6 +1,7 @@
 // What `elasticmoe inspect` shows of a model directory: as data, and as text for people.
 #pragma once
 
+#include <filesystem>
 #include <string>
 
 #include "base/json.h"
@@ -20,6 +21,10 @@ ModelFigures FiguresOf(const core::ModelSpec& spec, const std::vector<TensorName
 // Sizes in bytes; those per expert and per token are for bf16. Looks whether tokenizer and chat template
 // files are there, but does not read the tokenizer.
 Json InspectModel(const Checkpoint& checkpoint);
+
+// All that keeps a model from being served, joined: its config and weights (headers only), its tokenizer, its
+// chat template. The code is the first one's.
+Status CheckServable(const std::filesystem::path& model);
 
 // Several lines, aligned, ending in a newline. REQUIRES: `report` is InspectModel's.
 std::string DescribeModel(const Json& report);

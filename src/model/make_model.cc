@@ -182,6 +182,10 @@ std::string IndexOf(const std::vector<TensorName>& tensors, const std::vector<Sh
 
 Expected<MadeModel> MakeModel(const MakeModelOptions& options) {
   EM_ASSIGN_OR_RETURN(const core::ModelSpec spec, PickShape(options));
+  return WriteModel(spec, options);
+}
+
+Expected<MadeModel> WriteModel(const core::ModelSpec& spec, const MakeModelOptions& options) {
   EM_ASSIGN_OR_RETURN(const Family* family, FindFamily(spec.family));
   const std::vector<TensorName> tensors = family->Tensors(spec);
   const std::vector<Shard> shards = SplitIntoShards(tensors, options.shard_bytes);

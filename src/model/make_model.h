@@ -43,6 +43,10 @@ Expected<core::ModelSpec> PickShape(const MakeModelOptions& options);
 // Parameters of a model of that spec; a tied head counts once. REQUIRES: spec.family is known. Pure.
 std::uint64_t CountParameters(const core::ModelSpec& spec);
 
+// The same for a spec of any family, in the names of Family::Tensors; of `options` it reads seed,
+// shard_bytes, directory and progress.
+Expected<MadeModel> WriteModel(const core::ModelSpec& spec, const MakeModelOptions& options);
+
 // Streams the weights in constant memory. config.json comes last, so a directory cut short opens as no model;
 // after an error the files written so far are removed. Errors: PickShape's; kAlreadyExists;
 // kResourceExhausted (not enough disk, checked first); kUnavailable (the system's words).

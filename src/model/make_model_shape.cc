@@ -35,7 +35,7 @@ Expected<const Family*> FamilyOfShape(const std::string& shape) {
   std::string type = shape;
   std::ranges::replace(type, '-', '_');
   auto family = FindFamily(type);
-  if (!family)
+  if (!family || (type != "qwen3_moe" && type != "mixtral"))
     return Fail(ErrorCode::kInvalidArgument, "making a model: shape={} (expected qwen3-moe or mixtral)",
                 Shown(shape));
   return family;

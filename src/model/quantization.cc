@@ -1,5 +1,6 @@
 #include "model/quantization.h"
 
+#include <optional>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
@@ -11,6 +12,7 @@ namespace elasticmoe::model {
 namespace {
 
 constexpr std::string_view kScaleInv = "_scale_inv";
+constexpr std::string_view kScale = "_scale";
 constexpr std::string_view kBlocks = "_blocks";
 constexpr std::string_view kScales = "_scales";
 constexpr std::int64_t kMxBlock = 32;       // values that share a scale
@@ -43,16 +45,46 @@ void Drop(const std::vector<bool>& drop, std::vector<StoredTensor>& tensors) {
   tensors.resize(kept);
 }
 
+// The blocks of the scales that belong to `values`, in a tensor of that shape; nullopt where it has another.
+std::optional<std::pair<std::uint32_t, std::uint32_t>> BlockOf(const Quantization& quantization,
+                                                               const std::vector<std::int64_t>& values,
+                                                               const std::vector<std::int64_t>& scales) {
+  const auto rows = static_cast<std::uint32_t>(values[0]), columns = static_cast<std::uint32_t>(values[1]);
+  if (quantization.method == Quantization::Method::kFp8) {
+    const std::vector<std::int64_t> expected = {
+        (values[0] + quantization.block_rows - 1) / quantization.block_rows,
+        (values[1] + quantization.block_columns - 1) / quantization.block_columns};
+    if (scales != expected) return std::nullopt;
+    return std::pair(static_cast<std::uint32_t>(quantization.block_rows),
+                     static_cast<std::uint32_t>(quantization.block_columns));
+  }
+  std::int64_t count = 1;
+  for (const std::int64_t size : scales) count *= size;
+  if (scales.size() <= 2 && count == 1) return std::pair(rows, columns);
+  if (!scales.empty() && scales[0] == values[0] && count == values[0]) return std::pair(1U, columns);
+  return std::nullopt;
+}
+
+bool IsActivationScale(std::string_view name) {
+  return name.ends_with(".input_scale") || name.ends_with(".k_scale") || name.ends_with(".v_scale");
+}
+
 Status JoinFp8(const Quantization& quantization, TensorIndex& index) {
+  const bool whole = quantization.method == Quantization::Method::kFp8Whole;
+  const std::string_view ending = whole ? kScale : kScaleInv;
   const ByName names = Names(index);
   std::vector<bool> drop(index.tensors.size(), false);
   for (std::size_t i = 0; i < index.tensors.size(); ++i) {
     StoredTensor& tensor = index.tensors[i];
-    if (tensor.dtype == "F8_E4M3" && !names.contains(tensor.name + std::string(kScaleInv)))
+    if (tensor.dtype == "F8_E4M3" && !names.contains(tensor.name + std::string(ending)))
       return Fail(ErrorCode::kInvalidArgument, "{}: dtype=F8_E4M3 without {}{}; fetch the checkpoint again",
-                  Doing(index, tensor), tensor.name, kScaleInv);
-    if (!tensor.name.ends_with(kScaleInv)) continue;
-    const std::string base = tensor.name.substr(0, tensor.name.size() - kScaleInv.size());
+                  Doing(index, tensor), tensor.name, ending);
+    if (whole && IsActivationScale(tensor.name)) {
+      drop[i] = true;
+      continue;
+    }
+    if (!tensor.name.ends_with(ending)) continue;
+    const std::string base = tensor.name.substr(0, tensor.name.size() - ending.size());
     const auto at = names.find(base);
     if (at == names.end())
       return Fail(ErrorCode::kInvalidArgument, "{}: there is no {}; fetch the checkpoint again",
@@ -61,20 +93,21 @@ Status JoinFp8(const Quantization& quantization, TensorIndex& index) {
     if (values.dtype != "F8_E4M3" || values.shape.size() != 2)
       return Fail(ErrorCode::kInvalidArgument, "{}: {} is {} {} (expected F8_E4M3 of two dimensions)",
                   Doing(index, tensor), base, values.dtype, Shape(values.shape));
-    const std::vector<std::int64_t> expected = {
-        (values.shape[0] + quantization.block_rows - 1) / quantization.block_rows,
-        (values.shape[1] + quantization.block_columns - 1) / quantization.block_columns};
-    if (tensor.shape != expected)
-      return Fail(ErrorCode::kInvalidArgument,
-                  "{}: shape={} (expected {} for {} in blocks of {} x {}, config.json's weight_block_size)",
-                  Doing(index, tensor), Shape(tensor.shape), Shape(expected), Shape(values.shape),
-                  quantization.block_rows, quantization.block_columns);
+    const auto block = BlockOf(quantization, values.shape, tensor.shape);
+    if (!block && whole)
+      return Fail(ErrorCode::kInvalidArgument, "{}: shape={} (expected one value, or one for each row of {})",
+                  Doing(index, tensor), Shape(tensor.shape), Shape(values.shape));
+    if (!block)
+      return Fail(
+          ErrorCode::kInvalidArgument,
+          "{}: shape={} (expected one for each block of {} x {} of {}, config.json's weight_block_size)",
+          Doing(index, tensor), Shape(tensor.shape), quantization.block_rows, quantization.block_columns,
+          Shape(values.shape));
     if (!tensor.known || !PlainType(tensor.data.encoding))
       return Fail(ErrorCode::kUnimplemented, "{}: dtype={} (supported: F32, BF16, F16)", Doing(index, tensor),
                   Shown(tensor.dtype));
-    values.data.scales = BlockScales{tensor.data.encoding, tensor.data.file, tensor.data.offset,
-                                     static_cast<std::uint32_t>(quantization.block_rows),
-                                     static_cast<std::uint32_t>(quantization.block_columns)};
+    values.data.scales =
+        BlockScales{tensor.data.encoding, tensor.data.file, tensor.data.offset, block->first, block->second};
     drop[i] = true;
   }
   Drop(drop, index.tensors);
@@ -153,14 +186,34 @@ Status JoinMxfp4(TensorIndex& index) {
     }
   }
   Drop(drop, index.tensors);
-  const ByName rest = Names(index);
-  for (StoredTensor& tensor : made) {
-    if (rest.contains(tensor.name))
-      return Fail(ErrorCode::kInvalidArgument, "{}: it is there as MXFP4 blocks too", Doing(index, tensor));
+  return AddTensors(std::move(made), index);
+}
+
+// llm-compressor's: groups of modules with the form of their weights. Of FP8 with one scale a tensor or a
+// row.
+Expected<Quantization> ReadCompressed(const ConfigReader& reader) {
+  const auto refuse = [](std::string_view key, const Json& found) {
+    return Fail(
+        ErrorCode::kUnimplemented,
+        "quantization_config.{}={} (supported: weights of type float in 8 bits, strategy tensor or channel); "
+        "use the bf16 checkpoint or a .gguf",
+        key, Shown(found));
+  };
+  const Json* groups = reader.Find("config_groups");
+  if (groups == nullptr || !groups->is_object() || groups->empty())
+    return refuse("config_groups", groups != nullptr ? *groups : Json(nullptr));
+  for (const auto& [name, group] : groups->items()) {
+    const Json* weights = group.is_object() ? ConfigReader(group).Find("weights") : nullptr;
+    if (weights == nullptr || !weights->is_object()) return refuse("config_groups." + name, group);
+    const ConfigReader of(*weights);
+    const Json *bits = of.Find("num_bits"), *type = of.Find("type"), *strategy = of.Find("strategy");
+    if (bits == nullptr || *bits != 8 || type == nullptr || *type != "float" || strategy == nullptr ||
+        (*strategy != "tensor" && *strategy != "channel"))
+      return refuse(fmt::format("config_groups.{}.weights", name), *weights);
   }
-  index.tensors.insert(index.tensors.end(), std::make_move_iterator(made.begin()),
-                       std::make_move_iterator(made.end()));
-  return {};
+  Quantization out;
+  out.method = Quantization::Method::kFp8Whole;
+  return out;
 }
 
 }  // namespace
@@ -178,21 +231,26 @@ Expected<Quantization> ReadQuantization(const Json& config) {
     out.method = Quantization::Method::kMxfp4;
     return out;
   }
+  if (method != nullptr && *method == "compressed-tensors") return ReadCompressed(reader);
   if (method == nullptr || *method != "fp8")
     return Fail(ErrorCode::kUnimplemented,
-                "quantization_config.quant_method={} (supported: \"fp8\" in blocks, \"mxfp4\"); use the bf16 "
-                "checkpoint or a .gguf",
+                "quantization_config.quant_method={} (supported: \"fp8\", \"compressed-tensors\" of FP8, "
+                "\"mxfp4\"); use "
+                "the bf16 checkpoint or a .gguf",
                 method != nullptr ? Shown(*method) : "null");
   out.method = Quantization::Method::kFp8;
   if (auto status = reader.Only("fmt", "e4m3"); !status) return within(std::move(status.error()));
+  if (reader.Find("weight_block_size") == nullptr) {
+    out.method = Quantization::Method::kFp8Whole;
+    return out;
+  }
   auto block = reader.Ints("weight_block_size", 1, 1 << 16);
   if (!block) return within(std::move(block.error()));
   if (block->size() != 2)
     return Fail(
         ErrorCode::kUnimplemented,
-        "quantization_config.weight_block_size={} (supported: rows and columns of a block, as in [128, "
-        "128])",
-        reader.Find("weight_block_size") ? Shown(*reader.Find("weight_block_size")) : "null");
+        "quantization_config.weight_block_size={} (supported: rows and columns of a block, as in [128, 128])",
+        Shown(*reader.Find("weight_block_size")));
   out.block_rows = (*block)[0];
   out.block_columns = (*block)[1];
   return out;
@@ -201,6 +259,7 @@ Expected<Quantization> ReadQuantization(const Json& config) {
 Status ResolveQuantized(const Quantization& quantization, TensorIndex& index) {
   switch (quantization.method) {
     case Quantization::Method::kFp8:
+    case Quantization::Method::kFp8Whole:
       return JoinFp8(quantization, index);
     case Quantization::Method::kMxfp4:
       return JoinMxfp4(index);

@@ -114,6 +114,58 @@ TEST_F(Fp8Checkpoints, ValuesAreScaledByTheirBlock) {
   }
 }
 
+TEST_F(Fp8Checkpoints, TakeOneScaleForAMatrixOrForEachRow) {
+  const Json vllm = {{"quant_method", "fp8"}, {"activation_scheme", "static"}};
+  const Json compressed = {
+      {"quant_method", "compressed-tensors"},
+      {"config_groups",
+       {{"group_0", {{"weights", {{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}}}}}}}};
+  const auto scales = [](int count) {
+    std::string bytes;
+    for (int i = 0; i < count; ++i) {
+      const float scale = 0.5F + static_cast<float>(i);
+      bytes.append(reinterpret_cast<const char*>(&scale), sizeof(scale));
+    }
+    return bytes;
+  };
+  const std::string scale = std::string(kUp) + "_scale";
+  const auto check = [&](const Json& config, const std::vector<std::int64_t>& shape, int count) {
+    EditJson(directory_, "config.json", [&](Json& json) { json["quantization_config"] = config; });
+    Write([&](File& file) {
+      file.header.erase(scale + "_inv");
+      file.Set(scale, "F32", shape, scales(count));
+      file.Set(std::string(kUp).substr(0, std::string(kUp).rfind('.')) + ".input_scale", "F32", {},
+               scales(1));
+    });
+    const auto checkpoint = Checkpoint::Open(directory_.Path());
+    ASSERT_TRUE(checkpoint) << checkpoint.error().message;
+    EXPECT_TRUE(checkpoint->unused.empty());
+    const auto at =
+        std::ranges::find(checkpoint->tensors, kUp, [](auto& source) { return source.tensor.name; });
+    const auto values = RowsOf(directory_.Read(kWeights), *at, 32, 1, rows_ - 1);
+    for (int row = 1; row < rows_; ++row) {
+      const int i = row * 32 + 7;
+      const auto bits = static_cast<std::uint8_t>(i * 37 % 127 + (i % 3 == 0 ? 128 : 0));
+      const float factor = 0.5F + static_cast<float>(count > 1 ? row : 0);
+      ASSERT_EQ(values[(row - 1) * 32 + 7], F8E4M3ToFloat(bits) * factor) << row;
+    }
+  };
+  check(vllm, {}, 1);
+  check(vllm, {1}, 1);
+  check(compressed, {rows_, 1}, rows_);
+  check(compressed, {rows_}, rows_);
+  Write([&](File& file) {
+    file.header.erase(scale + "_inv");
+    file.Set(scale, "F32", {1, 32}, scales(32));
+  });
+  EXPECT_THAT(ErrorOfOpening().message, AllOf(HasSubstr(scale), HasSubstr("[1, 32]"), HasSubstr("each row")));
+  Write([&](File& file) {
+    file.header.erase(scale + "_inv");
+    file.header.erase(scale);
+  });
+  EXPECT_THAT(ErrorOfOpening().message, AllOf(HasSubstr("without"), HasSubstr("_scale;")));
+}
+
 TEST_F(Fp8Checkpoints, RefuseScalesThatDoNotFit) {
   const std::string scale = std::string(kUp) + "_scale_inv";
   Write([&](File& file) { file.header.erase(scale); });
@@ -142,7 +194,13 @@ TEST_F(Fp8Checkpoints, RefuseOtherSettingsByKey) {
   EXPECT_THAT(refused({{"quant_method", "gptq"}}).message, HasSubstr("quant_method=\"gptq\""));
   EXPECT_THAT(refused({{"quant_method", "fp8"}, {"fmt", "e5m2"}, {"weight_block_size", {8, 8}}}).message,
               HasSubstr("fmt=\"e5m2\""));
-  EXPECT_EQ(refused({{"quant_method", "fp8"}}).code, ErrorCode::kUnimplemented);
+  for (const char* weights : {R"({"num_bits": 4, "type": "int", "strategy": "group"})",
+                              R"({"num_bits": 8, "type": "float", "strategy": "block"})", "7"})
+    EXPECT_THAT(refused({{"quant_method", "compressed-tensors"},
+                         {"config_groups", {{"group_0", {{"weights", *ParseJson(weights)}}}}}})
+                    .message,
+                HasSubstr("config_groups.group_0"));
+  EXPECT_THAT(refused({{"quant_method", "compressed-tensors"}}).message, HasSubstr("config_groups=null"));
   EXPECT_EQ(refused({{"quant_method", "fp8"}, {"weight_block_size", {0, 8}}}).code,
             ErrorCode::kInvalidArgument);
   EXPECT_EQ(refused(7).code, ErrorCode::kInvalidArgument);

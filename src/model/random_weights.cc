@@ -41,7 +41,11 @@ WeightLaw LawOf(const TensorName& tensor, const core::ModelSpec& spec) {
     case TensorRole::kVBias:
     case TensorRole::kOBias:
     case TensorRole::kSinks:
+    case TensorRole::kRouterBias:
     case TensorRole::kRouterCorrection:
+    case TensorRole::kExpertGateBias:
+    case TensorRole::kExpertUpBias:
+    case TensorRole::kExpertDownBias:
       return {0.0, 0.02};
     default:
       break;

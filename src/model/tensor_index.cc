@@ -1,7 +1,10 @@
 #include "model/tensor_index.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <system_error>
+#include <unordered_set>
 #include <utility>
 
 #include "base/file.h"
@@ -53,6 +56,18 @@ Status FindFiles(const fs::path& directory, TensorIndex& index) {
 }
 
 }  // namespace
+
+Status AddTensors(std::vector<StoredTensor> made, TensorIndex& index) {
+  std::unordered_set<std::string_view> names;
+  for (const StoredTensor& tensor : index.tensors) names.insert(tensor.name);
+  for (const StoredTensor& tensor : made)
+    if (!names.insert(tensor.name).second)
+      return Fail(ErrorCode::kInvalidArgument,
+                  "reading {}: tensor {}: it is there twice, on its own and within the tensor of all experts",
+                  index.FileOf(tensor).string(), Shown(tensor.name));
+  std::ranges::move(made, std::back_inserter(index.tensors));
+  return {};
+}
 
 Expected<TensorIndex> IndexSafetensors(const fs::path& directory) {
   TensorIndex index;

@@ -33,6 +33,10 @@ struct TensorIndex {
   const std::filesystem::path& FileOf(const StoredTensor& tensor) const { return files[tensor.data.file]; }
 };
 
+// Adds tensors that were made out of others. kInvalidArgument where one of that name is there already; the
+// index is then as it was.
+Status AddTensors(std::vector<StoredTensor> made, TensorIndex& index);
+
 // model.safetensors, or the shards of model.safetensors.index.json. Reads headers only. Errors name the file.
 Expected<TensorIndex> IndexSafetensors(const std::filesystem::path& directory);
 

@@ -18,6 +18,7 @@ std::uint64_t RowOrder::StoredRow(std::uint64_t row) const {
 Expected<PlainRows> RowReader::Read(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
                                     std::uint64_t count) {
   EM_CHECK(k % BlockValues(tensor.encoding) == 0, "k={} encoding={}", k, NameOf(tensor.encoding));
+  if (tensor.order.columns > 0) return ReadColumns(tensor, k, begin, count);
   const std::uint64_t row_bytes = EncodedBytes(tensor.encoding, k);
   // All that lies between the first and the last of the rows: in every order that is a few rows more at most,
   // or every other row.
@@ -45,6 +46,25 @@ Expected<PlainRows> RowReader::Read(const TensorData& tensor, std::uint64_t k, s
   }
   if (tensor.scales) EM_RETURN_IF_ERROR(Scale(tensor, k, begin, count, low, high));
   return PlainRows{decode ? DType::kF32 : *type, plain_.data()};
+}
+
+Expected<PlainRows> RowReader::ReadColumns(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
+                                           std::uint64_t count) {
+  const auto type = PlainType(tensor.encoding);
+  EM_CHECK(type && !tensor.scales && count > 0, "encoding={}", NameOf(tensor.encoding));
+  const RowOrder& order = tensor.order;
+  const std::uint64_t size = BlockBytes(tensor.encoding);
+  const std::uint64_t low = order.StoredRow(begin), high = order.StoredRow(begin + count - 1) + 1;
+  stored_.resize((high - low) * size);
+  plain_.resize(count * k * size);
+  for (std::uint64_t i = 0; i < k; ++i) {
+    EM_RETURN_IF_ERROR(
+        read_(tensor.file, tensor.offset + (i * order.columns + low) * size, stored_.data(), stored_.size()));
+    for (std::uint64_t row = 0; row < count; ++row)
+      std::memcpy(plain_.data() + (row * k + i) * size,
+                  stored_.data() + (order.StoredRow(begin + row) - low) * size, size);
+  }
+  return PlainRows{*type, plain_.data()};
 }
 
 Status RowReader::Scale(const TensorData& tensor, std::uint64_t k, std::uint64_t begin, std::uint64_t count,

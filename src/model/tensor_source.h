@@ -16,13 +16,16 @@ namespace elasticmoe::model {
 
 // Which stored row is row r of the tensor: first + step * r, or, where `pairs_head_dim` is set, the row at
 // which r's partner in rotary embedding is its neighbour (GGUF's "llama" stores q and k so: of each head of
-// that many rows, j and j + head_dim / 2 side by side).
+// that many rows, j and j + head_dim / 2 side by side). Where `columns` is set the matrix is stored
+// transposed, `columns` numbers a line, and "stored row" means a column of what is stored (gpt-oss's experts
+// in bf16).
 struct RowOrder {
   std::uint32_t first = 0;
   std::uint32_t step = 1;
   std::uint32_t pairs_head_dim = 0;
+  std::uint32_t columns = 0;
 
-  bool InOrder() const { return first == 0 && step == 1 && pairs_head_dim == 0; }
+  bool InOrder() const { return first == 0 && step == 1 && pairs_head_dim == 0 && columns == 0; }
   std::uint64_t StoredRow(std::uint64_t row) const;
 };
 
@@ -65,11 +68,16 @@ class RowReader {
   explicit RowReader(ReadBytes read) : read_(std::move(read)) {}
 
   // Rows [begin, begin + count) of k values. What is written as plain numbers comes as it is, the rest as
-  // float32. REQUIRES: the rows lie within the tensor, and k is a multiple of the encoding's block.
+  // float32. REQUIRES: the rows lie within the tensor, and k is a multiple of the encoding's block; what is
+  // stored transposed is plain numbers.
   Expected<PlainRows> Read(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
                            std::uint64_t count);
 
  private:
+  // Of a matrix that is stored transposed: one read for each of its k lines, of as much as the rows need.
+  Expected<PlainRows> ReadColumns(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
+                                  std::uint64_t count);
+
   // `low`, `high`: the stored rows among which those are.
   Status Scale(const TensorData& tensor, std::uint64_t k, std::uint64_t begin, std::uint64_t count,
                std::uint64_t low, std::uint64_t high);

@@ -7,36 +7,10 @@
 #include <vector>
 
 #include "core/policy/autoscaler.h"
-#include "core/spec.h"
+#include "sim/instance.h"
+#include "sim/resize_cost.h"
 
 namespace elasticmoe::sim {
-
-// Of one device, where not said otherwise.
-struct ClusterProfile {
-  std::string name;
-  int devices = 1;  // of the cluster
-  double memory_bytes = 0;
-  double flops = 0;           // sustained in grouped matrix products, not the peak of the data sheet
-  double memory_bytes_s = 0;  // sustained reads
-  double link_bytes_s = 0;    // into a device from others
-  double disk_bytes_s = 0;    // of the checkpoint, all devices together
-  double step_s = 0;          // of a step without rows: launches, scheduling
-  double peer_s = 0;          // a step, for each device beyond the first
-  double attach_s = 0;        // a standby worker becomes a member
-  double boot_s = 0;          // an engine process from nothing to serving, without its weights
-  double idle_watts = 0;      // stated power model: what waits draws this,
-  double busy_watts = 0;      // what runs a step this
-};
-
-// kInvalidArgument names the profiles there are.
-Expected<ClusterProfile> ProfileOf(std::string_view name);
-
-// How the size changes. kElastic: ours, by small commits under load. kDrain: the paper's, prepared under
-// load, then requests wait until those running have ended. kColdRestart: stop, start with the new size,
-// requests begin again.
-enum class ResizeStrategy { kElastic, kDrain, kColdRestart };
-std::string_view ToString(ResizeStrategy strategy);
-Expected<ResizeStrategy> ParseStrategy(std::string_view name);
 
 struct SimRequest {
   TimeNs at_ns = 0;
@@ -44,13 +18,30 @@ struct SimRequest {
   int output_tokens = 1;
 };
 
+// kWorker: a process dies, its memory stays. kDevice: its memory is gone, too.
+enum class FaultKind { kWorker, kDevice };
+struct SimFault {
+  double at_s = 0;
+  FaultKind kind = FaultKind::kWorker;
+};
+
+struct SimResize {  // asked for at a time, whatever the policy
+  double at_s = 0;
+  int to = 0;
+};
+
 struct CapacityInput {
   ClusterProfile cluster;
-  core::ModelSpec model;             // two bytes a weight and a KV value
+  ModelShape model;
   std::vector<SimRequest> requests;  // by time
   ResizeStrategy strategy = ResizeStrategy::kElastic;
   core::AutoscalerOptions policy;  // resize_s is replaced by what the profile makes of it
+  int max_step_rows = 512;         // a device a step
+  int max_running = 4096;          // sequences, all devices
+  int max_running_per_device = 0;  // 0 = no limit
   int start_devices = 1;
+  std::vector<SimResize> resizes;  // by time
+  std::vector<SimFault> faults;    // by time
 };
 
 struct CapacitySample {
@@ -59,7 +50,21 @@ struct CapacitySample {
   int devices = 0;   // paid for
   int waiting = 0;
   int running = 0;
-  double attainment = 1;  // of requests that ended in the last ten seconds
+  double attainment = 1;     // of requests that ended in the last ten seconds
+  double worst_ttft_s = 0;   // of first tokens since the last sample
+  double output_tokens = 0;  // since the last sample
+};
+
+struct CapacityRequest {
+  double ttft_s = 0, tpot_s = 0;
+  double end_s = -1;  // -1: never
+  bool met = false;
+};
+
+struct CapacityResize {
+  core::Decision decision;
+  double ready_s = 0;  // the new size serves, drain not counted
+  double done_s = 0;
 };
 
 struct CapacityResult {
@@ -75,19 +80,17 @@ struct CapacityResult {
   double worst_gap_s = 0;  // without a step though requests were there
   int least_devices = 0;   // smallest size that holds the model
   long long steps = 0;
-  std::vector<core::Decision> resizes;
+  int faults = 0;
+  std::vector<CapacityResize> resizes;
   std::vector<CapacitySample> samples;
+  std::vector<CapacityRequest> each;  // as in the input
 };
 
-core::StepCost CostOf(const ClusterProfile& cluster, const core::ModelSpec& model);
-std::uint64_t ExpertBytes(const core::ModelSpec& model);  // one expert of one layer
-std::uint64_t SharedBytes(const core::ModelSpec& model);  // all that is no expert
-
-// Seconds from the command to the new size by `strategy`, drain not counted.
-Expected<double> ResizeSeconds(const ClusterProfile& cluster, const core::ModelSpec& model,
-                               ResizeStrategy strategy, int from, int to);
-
-// kResourceExhausted: the model does not fit the cluster, with the numbers. kInvalidArgument: options.
+// kResourceExhausted: the model does not fit the cluster, with the numbers. kInvalidArgument: options, a size
+// that is no multiple of the tensor-parallel group, a strategy that the cluster has not the devices for.
 Expected<CapacityResult> RunCapacity(const CapacityInput& input);
+
+// Share of the requests that would meet the limits if each had `devices` to itself: what no policy exceeds.
+double AloneAttainment(const CapacityInput& input, int devices);
 
 }  // namespace elasticmoe::sim

@@ -15,13 +15,13 @@ constexpr TimeNs kSecond = 1'000'000'000;
 constexpr TimeNs kTick = kSecond / 10;
 constexpr TimeNs kEnd = 300 * kSecond;  // far beyond the resends and recoveries after the last fault
 
-core::ResizeOptions MachineOptions() {
+}  // namespace
+
+core::ResizeOptions Cluster::MachineOptions() {
   core::ResizeOptions options;
   options.resend_ns = kSecond;
   return options;
 }
-
-}  // namespace
 
 const Cluster::Faults Cluster::kNoFaults;
 
@@ -33,6 +33,7 @@ core::PlanFacts Cluster::MakeFacts(Rng& rng) {
   facts.shared_bytes = 5000;
   facts.stage_experts = 1 + static_cast<int>(rng.Below(8));
   facts.at_once = rng.Below(2) == 0;
+  if (rng.Below(3) == 0) facts.redundancy = 1 + static_cast<int>(rng.Below(facts.experts));
   const int devices = 2 + static_cast<int>(rng.Below(4));
   const int devices_a_domain = rng.Below(3) == 0 ? devices : 1 + static_cast<int>(rng.Below(2));
   const bool unequal = rng.Below(3) == 0, tight = rng.Below(4) == 0;
@@ -47,6 +48,13 @@ core::PlanFacts Cluster::MakeFacts(Rng& rng) {
   if (rng.Below(2) == 0)
     for (int i = 0; i < facts.layers * facts.experts; ++i)
       facts.load.push_back(static_cast<double>(rng.Below(100)));
+  return facts;
+}
+
+// As the server's: no more copies than the members can hold.
+core::PlanFacts Cluster::FactsFor(int devices) const {
+  core::PlanFacts facts = facts_;
+  facts.redundancy = std::min(facts_.redundancy, facts_.experts * std::max(devices - 1, 0));
   return facts;
 }
 
@@ -66,9 +74,11 @@ core::Placement Cluster::MakePlacement(Rng& rng, const core::PlanFacts& facts) {
   input.facts = facts;
   const int count = 1 + static_cast<int>(rng.Below(facts.devices.size()));
   for (int i = 0; i < count; ++i) input.target.emplace_back(i);
+  input.facts.redundancy = std::min(facts.redundancy, facts.experts * (count - 1));
   auto plan = core::PlanResize(input);
-  if (!plan) {  // the budgets want all of them
+  if (!plan) {  // the budgets want all of them, and none twice
     input.target.clear();
+    input.facts.redundancy = 0;
     for (const core::PlanDevice& device : facts.devices) input.target.push_back(device.device);
     plan = core::PlanResize(input);
   }
@@ -83,10 +93,12 @@ Cluster::Cluster(std::uint64_t seed, Trace& trace, SimulationReport& report)
       facts_(MakeFacts(rng_)),
       room_(facts_, kBlockTokens, kMaxRunning),
       placement_(MakePlacement(rng_, facts_)),
-      scheduler_(MakeSchedulerOptions()),
+      recorded_(placement_),
+      scheduler_(std::make_unique<core::Scheduler>(MakeSchedulerOptions())),
       machine_(MachineOptions(), placement_) {
   // One sequence of full length and one that moves beside it must fit any domain.
-  blocks_per_device_ = 2 * kMaxModelLen / kBlockTokens + static_cast<std::uint32_t>(rng_.Below(24));
+  least_blocks_ = 2 * kMaxModelLen / kBlockTokens;
+  blocks_per_device_ = least_blocks_ + static_cast<std::uint32_t>(rng_.Below(24));
   if (rng_.Below(5) != 0) {
     const auto rate = [&](double most) { return rng_.Below(2) == 0 ? most * rng_.Uniform() : 0.0; };
     faults_ = {rate(0.2), rate(0.2), rate(0.2), rate(0.2), rate(0.08)};
@@ -112,13 +124,13 @@ std::string Cluster::Run() {
     Check();
     if (heap_.now() > kEnd) {
       const core::ResizeReport* resize = machine_.Last();
-      Broken("it does not end: requests running={} waiting={}, resize={} {}", scheduler_.Stats().running,
-             scheduler_.Stats().waiting, machine_.Running() ? resize->operation : "none",
+      Broken("it does not end: requests running={} waiting={}, resize={} {}", scheduler_->Stats().running,
+             scheduler_->Stats().waiting, machine_.Running() ? resize->operation : "none",
              machine_.Running() ? ToString(resize->state) : "");
     }
   }
   if (failure_.empty()) FinalCheck();
-  report_.preemptions += scheduler_.Stats().preemptions;
+  report_.preemptions += scheduler_->Stats().preemptions;
   return failure_;
 }
 
@@ -136,9 +148,13 @@ void Cluster::ScheduleLife() {
     for (int i = static_cast<int>(rng_.Below(4)); i > 0; --i)
       heap_.After(Milliseconds(0, 8000), [this] {
         std::vector<DeviceId> devices(allocated_.begin(), allocated_.end());
-        CrashWorker(devices[rng_.Below(devices.size())]);
+        if (!devices.empty()) CrashWorker(devices[rng_.Below(devices.size())]);
       });
   if (faults_.crash > 0 && rng_.Below(4) == 0) heap_.After(Milliseconds(0, 8000), [this] { CrashMemory(); });
+  if (faults_.crash > 0 && rng_.Below(3) == 0)
+    heap_.After(Milliseconds(0, 8000), [this] { CrashCoordinator(); });
+  if (rng_.Below(2) == 0)
+    for (int i = 0; i < 2; ++i) heap_.After(Milliseconds(100, 6000), [this] { ShrinkKv(); });
   heap_.After(kTick, [this] { Tick(); });
   heap_.After(0, [this] { Pump(); });
 }
@@ -146,6 +162,10 @@ void Cluster::ScheduleLife() {
 // ---------------------------------------------------------------- clients
 
 void Cluster::Arrive(int prompt_tokens, int max_tokens, bool shared_prefix) {
+  if (coordinator_down_) {  // nobody listens: the client tries again
+    heap_.After(Milliseconds(20, 200), [=, this] { Arrive(prompt_tokens, max_tokens, shared_prefix); });
+    return;
+  }
   --arrivals_left_;
   core::GenerationRequest request;
   request.id = RequestId(clients_.size() + 1);
@@ -159,15 +179,19 @@ void Cluster::Arrive(int prompt_tokens, int max_tokens, bool shared_prefix) {
   for (const TokenId token : request.prompt) client.fold = FoldToken(client.fold, token);
   ++report_.requests;
   Say("request {} comes: prompt={} max_tokens={}", request.id, request.prompt.size(), max_tokens);
-  if (const Status status = scheduler_.Add(request, heap_.now()); !status)
+  if (const Status status = scheduler_->Add(request, heap_.now()); !status)
     return Broken("request {} is refused: {}", request.id, status.error().message);
   if (rng_.Below(10) == 0)
     heap_.After(Milliseconds(0, 1500), [this, id = request.id] {
       if (clients_.at(id).ended) return;
       Say("client cancels request {}", id);
       clients_.at(id).cancelled = true;
+      if (coordinator_down_) {
+        clients_.at(id).ended = true;
+        return;
+      }
       std::vector<core::TokenEvent> events;
-      scheduler_.Cancel(id, events);
+      scheduler_->Cancel(id, events);
       Deliver(events);
       Pump();
     });
@@ -209,6 +233,14 @@ void Cluster::Operate() {
 
 // Tries again while another operation runs.
 void Cluster::StartResize(int tries) {
+  if (coordinator_down_) {
+    ++operations_left_;
+    heap_.After(Milliseconds(100, 500), [this, tries] {
+      --operations_left_;
+      StartResize(tries);
+    });
+    return;
+  }
   core::ResizeCommand command;
   command.operation = fmt::format("resize-{}", ++operations_);
   command.count = static_cast<int>(rng_.Below(facts_.devices.size() + (rng_.Below(5) == 0 ? 2 : 1)));
@@ -217,8 +249,9 @@ void Cluster::StartResize(int tries) {
   if (rng_.Below(4) == 0) command.deadline = heap_.now() + Milliseconds(20, 3000);
   Say("operator: {} to {} devices", command.operation, command.count);
   const bool busy = machine_.Running();
-  StepMachine(core::CommandEvent{command, facts_});
-  if (rng_.Below(4) == 0) StepMachine(core::CommandEvent{command, facts_});  // he presses the key twice
+  const core::PlanFacts facts = FactsFor(command.count);
+  StepMachine(core::CommandEvent{command, facts});
+  if (rng_.Below(4) == 0) StepMachine(core::CommandEvent{command, facts});  // he presses the key twice
   if (busy) {
     if (tries > 0) {
       ++operations_left_;
@@ -235,26 +268,28 @@ void Cluster::StartResize(int tries) {
   heap_.After(Milliseconds(0, 1500), [this, change, operation = command.operation] {
     --operations_left_;
     Say("operator: cancels {}", operation);
-    StepMachine(core::CancelEvent{operation});
+    if (!coordinator_down_) StepMachine(core::CancelEvent{operation});
     if (change) StartResize(30);
   });
 }
 
 void Cluster::Tick() {
   if (Finished()) return;
-  StepMachine(core::TickEvent{});
+  if (!coordinator_down_) StepMachine(core::TickEvent{});
   heap_.After(kTick, [this] { Tick(); });
 }
 
 bool Cluster::Finished() const {
-  return arrivals_left_ == 0 && operations_left_ == 0 && scheduler_.Idle() && !machine_.Running() &&
-         down_.empty() && !memory_down_ && room_.MemoryAlive() && heap_.now() >= quiet_at_;
+  return arrivals_left_ == 0 && operations_left_ == 0 && scheduler_->Idle() && !machine_.Running() &&
+         down_.empty() && !memory_down_ && !coordinator_down_ && room_.MemoryAlive() &&
+         heap_.now() >= quiet_at_;
 }
 
 // ---------------------------------------------------------------- checks
 
 void Cluster::Check() {
-  scheduler_.CheckIntegrity();
+  if (coordinator_down_) return;
+  scheduler_->CheckIntegrity();
   machine_.CheckIntegrity();
   const std::uint64_t known = machine_.placement().epoch().value, serving = placement_.epoch().value;
   if (known > serving || known + 1 < serving)
@@ -277,8 +312,8 @@ void Cluster::FinalCheck() {
       Broken("device={}: its worker is not as it should be", device.device);
   if (const std::string wrong = room_.CheckHoldsExactly(placement_); !wrong.empty())
     Broken("at the end {}", wrong);
-  if (scheduler_.Stats().blocks_used != 0)
-    Broken("{} KV blocks are held by nobody", scheduler_.Stats().blocks_used);
+  if (scheduler_->Stats().blocks_used != 0)
+    Broken("{} KV blocks are held by nobody", scheduler_->Stats().blocks_used);
   if (!copying_.empty()) Broken("a KV copy has not ended");
 }
 

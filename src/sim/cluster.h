@@ -5,6 +5,9 @@
 //   client ──► scheduler ──plan──► workers ──results──► scheduler ──tokens──► checker
 //   operator ──► resize machine ──actions──► (messages: lost, doubled, late) ──► engine, memory, workers
 //                     ▲──────────answers─────────────────────────────────────────────┘
+//
+// What the coordinator knows (scheduler, resize machine, all between them) is lost when it dies; what it has
+// recorded with the memory stays, and the next one adopts that.
 #pragma once
 
 #include <map>
@@ -34,8 +37,8 @@ class Cluster {
  private:
   using Ticket = core::Ticket;
 
-  struct Faults {  // chances; zero once the world is quiet
-    double lost = 0, doubled = 0, late = 0, fail = 0, crash = 0;
+  struct Faults {                                                 // chances; zero once the world is quiet
+    double lost = 0, doubled = 0, late = 0, fail = 0, crash = 0;  // crash: of workers, memory, coordinator
   };
   struct Client {
     core::GenerationRequest request;
@@ -59,6 +62,7 @@ class Cluster {
     Ticket ticket;
     std::optional<core::Placement> wanted;  // until it is done
     std::optional<Error> error;             // the answer
+    bool answered = false;
   };
   struct Moving {
     Ticket ticket;
@@ -66,8 +70,15 @@ class Cluster {
     bool taken = false, balanced = false, answered = false;
   };
 
+  struct Vacating {  // the KV memory of a domain shrinks, once nobody uses its last blocks
+    DomainId domain;
+    TimeNs since = 0;
+  };
+
   // cluster.cc: the world around
+  static core::ResizeOptions MachineOptions();
   static core::PlanFacts MakeFacts(Rng& rng);
+  core::PlanFacts FactsFor(int devices) const;
   static core::SchedulerOptions MakeSchedulerOptions();
   static core::Placement MakePlacement(Rng& rng, const core::PlanFacts& facts);
   void ScheduleLife();
@@ -114,6 +125,16 @@ class Cluster {
   void UpdateKv();
   void ApplyCommit();
   void ApplyMoves();
+  void StartCopy(const core::Scheduler::Move& move);
+
+  // cluster_coordinator.cc: its death and what is adopted; KV memory given away and taken back
+  void Later(TimeNs delay, const EventHeap::Event& event);  // of this coordinator: void once it is dead
+  void CrashCoordinator();
+  void Adopt();
+  void Resubmit();
+  void ShrinkKv();
+  void ApplyVacate();
+  std::uint32_t BlocksOf(DomainId domain, bool less) const;
 
   // cluster_control.cc: what the resize machine asks for
   void StepMachine(const core::ResizeEvent& event);
@@ -140,12 +161,13 @@ class Cluster {
   core::PlanFacts facts_;
   Faults faults_;
   TimeNs quiet_at_ = 0;
-  std::uint32_t blocks_per_device_ = 0;
+  std::uint32_t blocks_per_device_ = 0, least_blocks_ = 0;
   std::string failure_;
 
   MachineRoom room_;
   core::Placement placement_;  // that serves: the engine's truth
-  core::Scheduler scheduler_;
+  core::Placement recorded_;   // what the memory was told last
+  std::unique_ptr<core::Scheduler> scheduler_;
   core::ResizeMachine machine_;
 
   std::map<RequestId, Client> clients_;
@@ -154,6 +176,12 @@ class Cluster {
   int operations_left_ = 0;
   int operations_ = 0;
   std::set<std::string> accepted_, ended_;
+
+  int coordinator_ = 1;  // which process
+  bool coordinator_down_ = false;
+  std::set<DomainId> kv_less_;  // domains that have given KV memory away
+  std::optional<Vacating> vacating_;
+  bool kv_changed_ = false;  // to be told to the scheduler between two steps
 
   std::optional<Step> step_;
   bool pumping_ = false;

@@ -40,7 +40,7 @@ void Cluster::Send(const EventHeap::Event& event) {
     }
     const bool late = Chance(faults().late);
     report_.messages_late += late;
-    heap_.After(late ? Milliseconds(1, 3000) : Milliseconds(0.05, 2), event);
+    Later(late ? Milliseconds(1, 3000) : Milliseconds(0.05, 2), event);
   }
 }
 
@@ -102,7 +102,7 @@ void Cluster::Handle(const core::ProvisionDevice& action) {
     failed = kFault;
     return Answer(action.ticket, failed);
   }
-  heap_.After(Milliseconds(5, 400), [this, action] {
+  Later(Milliseconds(5, 400), [this, action] {
     if (device_ticket_[action.device] != action.ticket) return;  // retired meanwhile
     allocated_.insert(action.device);
     down_.erase(action.device);
@@ -142,9 +142,8 @@ void Cluster::Handle(const core::PrepareStage& action) {
   const TimeNs duration = Milliseconds(1, 20) + static_cast<TimeNs>(action.stage.moves.size()) * 1'000'000;
   const int memory = room_.memory_incarnation();
   MaybeCrash("preparing");
-  heap_.After(duration, [this, action, memory, fails = Chance(faults().fail)] {
-    FinishPrepare(action, memory, fails);
-  });
+  Later(duration,
+        [this, action, memory, fails = Chance(faults().fail)] { FinishPrepare(action, memory, fails); });
 }
 
 void Cluster::FinishPrepare(const core::PrepareStage& action, int memory, bool fails) {
@@ -182,7 +181,7 @@ void Cluster::Handle(const core::CommitStage& action) {
   const bool again = action.ticket == commit_.ticket;
   stage_ticket_ = action.ticket;
   if (again) {
-    if (!commit_.wanted) Answer(action.ticket, commit_.error);
+    if (commit_.answered) Answer(action.ticket, commit_.error);
     return;
   }
   commit_ = {action.ticket, action.placement, std::nullopt};

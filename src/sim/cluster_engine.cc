@@ -17,12 +17,14 @@ bool Cluster::Healthy() const {
 
 // A step boundary, wherever one can be.
 void Cluster::Pump() {
-  if (step_ || pumping_ || !failure_.empty() || !Healthy()) return;
+  if (coordinator_down_ || step_ || pumping_ || !failure_.empty() || !Healthy()) return;
   pumping_ = true;
   ApplyCommit();
+  if (kv_changed_) UpdateKv();
   ApplyMoves();
+  ApplyVacate();
   if (Healthy() && failure_.empty()) {
-    core::StepPlan plan = scheduler_.Plan(heap_.now());
+    core::StepPlan plan = scheduler_->Plan(heap_.now());
     Deliver(plan.failed);
     if (!plan.Empty()) Dispatch(std::move(plan));
   }
@@ -52,19 +54,19 @@ void Cluster::Dispatch(core::StepPlan plan) {
     for (const core::SequenceStep& one : sequences) {
       Say("  device {}: request {} rows {}+{} slot {}", member, one.request, one.start_position, one.rows,
           one.table_slot);
-      const auto tokens = scheduler_.Tokens(one.request).first(one.start_position + one.rows);
+      const auto tokens = scheduler_->Tokens(one.request).first(one.start_position + one.rows);
       rows.emplace_back(tokens.begin(), tokens.end());
     }
     step_->waiting.insert(member);
-    heap_.After(Milliseconds(2, 25),
-                [this, member, incarnation = room_.worker(member).incarnation, placement = step_->placement,
-                 id = plan.step, sequences = std::move(sequences),
-                 rows = std::move(rows)] { ComputeOn(member, incarnation, placement, id, sequences, rows); });
+    Later(Milliseconds(2, 25),
+          [this, member, incarnation = room_.worker(member).incarnation, placement = step_->placement,
+           id = plan.step, sequences = std::move(sequences),
+           rows = std::move(rows)] { ComputeOn(member, incarnation, placement, id, sequences, rows); });
   }
   for (const core::DevicePlan& device : plan.devices)
     if (placement_.RankOf(device.device) < 0)
       Broken("step {} has rows on device={}, no member", plan.step, device.device);
-  heap_.After(kStepTimeout, [this, id = plan.step] { StepTimeout(id); });
+  Later(kStepTimeout, [this, id = plan.step] { StepTimeout(id); });
 }
 
 // A worker's part of a step, and its expert work for the others.
@@ -103,10 +105,10 @@ void Cluster::TakeResult(DeviceId device, StepId step, const std::vector<core::S
   const Step done = std::move(*step_);
   step_.reset();
   std::vector<core::TokenEvent> events;
-  scheduler_.Complete(done.result, heap_.now(), events);
+  scheduler_->Complete(done.result, heap_.now(), events);
   Deliver(events);
   StepMachine(core::TrafficEvent{last_step_ > 0 ? heap_.now() - last_step_ : 0, 0, 0});
-  last_step_ = scheduler_.Idle() ? 0 : heap_.now();
+  last_step_ = scheduler_->Idle() ? 0 : heap_.now();
   Pump();
 }
 
@@ -123,7 +125,7 @@ void Cluster::GiveUpStep() {
   Say("step {} is given up", step_->id);
   ++report_.steps_abandoned;
   step_.reset();
-  scheduler_.AbandonStep();
+  scheduler_->AbandonStep();
 }
 
 // ---------------------------------------------------------------- deaths and recovery
@@ -142,8 +144,8 @@ void Cluster::CrashWorker(DeviceId device) {
   ++report_.worker_deaths;
   Say("device {} dies", device);
   room_.KillWorker(device);
-  heap_.After(Milliseconds(0.1, 60),
-              [this, device, incarnation = worker.incarnation] { WorkerFound(device, incarnation); });
+  Later(Milliseconds(0.1, 60),
+        [this, device, incarnation = worker.incarnation] { WorkerFound(device, incarnation); });
 }
 
 void Cluster::WorkerFound(DeviceId device, int incarnation) {
@@ -154,7 +156,7 @@ void Cluster::WorkerFound(DeviceId device, int incarnation) {
   Say("device {} is found dead", device);
   if (placement_.RankOf(device) >= 0) {
     GiveUpStep();
-    heap_.After(Milliseconds(5, 200), [this, device] { RecoverWorker(device); });
+    Later(Milliseconds(5, 200), [this, device] { RecoverWorker(device); });
   }
   StepMachine(core::WorkerDiedEvent{device});
 }
@@ -162,7 +164,7 @@ void Cluster::WorkerFound(DeviceId device, int incarnation) {
 void Cluster::RecoverWorker(DeviceId device) {
   if (down_.count(device) == 0) return;
   if (memory_down_ || !room_.MemoryAlive() || Chance(faults().fail)) {  // it cannot attach now
-    heap_.After(Milliseconds(20, 200), [this, device] { RecoverWorker(device); });
+    Later(Milliseconds(20, 200), [this, device] { RecoverWorker(device); });
     return;
   }
   if (placement_.RankOf(device) < 0) return;
@@ -179,17 +181,19 @@ void Cluster::CrashMemory() {
   ++report_.memory_deaths;
   Say("the memory dies");
   room_.KillMemory();
-  heap_.After(Milliseconds(0.1, 60), [this] {
+  Later(Milliseconds(0.1, 60), [this] {
+    if (coordinator_down_ || room_.MemoryAlive()) return;
     Say("the memory is found dead");
     memory_down_ = true;
     GiveUpStep();
-    heap_.After(Milliseconds(100, 800), [this] { RecoverMemory(); });
+    Later(Milliseconds(100, 800), [this] { RecoverMemory(); });
   });
 }
 
 void Cluster::RecoverMemory() {
+  if (room_.MemoryAlive()) return;
   if (Chance(faults().fail)) {
-    heap_.After(Milliseconds(50, 300), [this] { RecoverMemory(); });
+    Later(Milliseconds(50, 300), [this] { RecoverMemory(); });
     return;
   }
   Say("the memory is loaded again");
@@ -205,10 +209,10 @@ void Cluster::RecoverMemory() {
   }
   const std::map<RequestId, int> copying = std::move(copying_);  // they ended with the memory
   copying_.clear();
-  for (const auto& [request, incarnation] : copying) scheduler_.MoveFailed(request);
+  for (const auto& [request, incarnation] : copying) scheduler_->MoveFailed(request);
   std::set<DomainId> domains;
   for (const core::PlanDevice& device : facts_.devices) domains.insert(device.domain);
-  for (const DomainId domain : domains) scheduler_.ForgetKv(domain);
+  for (const DomainId domain : domains) scheduler_->ForgetKv(domain);
   Pump();
 }
 
@@ -222,17 +226,16 @@ void Cluster::UpdateSchedulerDevices() {
           std::find(moving_.leaving.begin(), moving_.leaving.end(), device.device) != moving_.leaving.end();
       devices.push_back({device.device, device.domain, device.weight, !leaves});
     }
-  scheduler_.SetDevices(devices);
+  scheduler_->SetDevices(devices);
 }
 
 void Cluster::UpdateKv() {
-  std::map<DomainId, std::uint32_t> blocks;
-  for (const core::PlanDevice& device : facts_.devices) {
-    std::uint32_t& count = blocks[device.domain];
-    if (placement_.RankOf(device.device) >= 0) count += blocks_per_device_;
-  }
-  for (const auto& [domain, count] : blocks) {
-    scheduler_.SetBlocks(domain, count);
+  kv_changed_ = false;
+  std::set<DomainId> domains;
+  for (const core::PlanDevice& device : facts_.devices) domains.insert(device.domain);
+  for (const DomainId domain : domains) {
+    const std::uint32_t count = BlocksOf(domain, kv_less_.count(domain) > 0);
+    scheduler_->SetBlocks(domain, count);
     room_.ResizeKv(domain, count);
   }
 }
@@ -249,10 +252,11 @@ void Cluster::ApplyCommit() {
   if (!ready) {
     commit_.error = Error{ErrorCode::kUnavailable, "what was prepared is gone"};
     Say("epoch {} is not committed: what was prepared is gone", next.epoch());
+    commit_.answered = true;
     return Answer(commit_.ticket, commit_.error);
   }
   for (const DeviceId member : placement_.members())
-    if (next.RankOf(member) < 0 && scheduler_.SequencesOn(member) > 0)
+    if (next.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
       return Broken("device={} leaves with sequences", member);
   for (const DeviceId member : next.members())
     if (placement_.RankOf(member) < 0) fresh_.insert(member);
@@ -264,8 +268,30 @@ void Cluster::ApplyCommit() {
   Say("epoch {} is committed: {} members", placement_.epoch(), placement_.members().size());
   UpdateSchedulerDevices();
   UpdateKv();
-  Answer(commit_.ticket, std::nullopt);
+  // The memory is told before anything of the epoch before is given up: whoever adopts it finds all of it.
+  if (Chance(faults().crash)) heap_.After(0, [this] { CrashCoordinator(); });
+  Later(Milliseconds(0.01, 2), [this, ticket = commit_.ticket] {
+    recorded_ = placement_;
+    commit_.answered = true;
+    Answer(ticket, std::nullopt);
+  });
   MaybeCrash("committing");
+}
+
+void Cluster::StartCopy(const core::Scheduler::Move& move) {
+  copying_[move.request] = room_.memory_incarnation();
+  Later(Milliseconds(1, Chance(faults().late) ? 2000 : 80),
+        [this, request = move.request, copies = move.copies, memory = room_.memory_incarnation()] {
+          if (memory != room_.memory_incarnation()) return;  // ended with the memory
+          copying_.erase(request);
+          if (Chance(faults().fail)) {
+            scheduler_->MoveFailed(request);
+          } else {
+            for (const core::KvCopy& copy : copies) room_.CopyKv(copy);
+            scheduler_->MoveCopied(request);
+          }
+          Pump();
+        });
 }
 
 void Cluster::ApplyMoves() {
@@ -277,28 +303,15 @@ void Cluster::ApplyMoves() {
   if (!copying_.empty()) return;
   const auto left = [&] {
     return std::any_of(moving_.leaving.begin(), moving_.leaving.end(),
-                       [&](DeviceId device) { return scheduler_.SequencesOn(device) > 0; });
+                       [&](DeviceId device) { return scheduler_->SequencesOn(device) > 0; });
   };
   if (!moving_.balanced || left()) {
     moving_.balanced = true;
-    for (const core::Scheduler::Move& move : scheduler_.Rebalance()) {
+    for (const core::Scheduler::Move& move : scheduler_->Rebalance()) {
       ++report_.sequences_moved;
       Say("request {} moves from device {} to {}: {} blocks to copy", move.request, move.from, move.to,
           move.copies.size());
-      if (move.copies.empty()) continue;
-      copying_[move.request] = room_.memory_incarnation();
-      heap_.After(Milliseconds(1, Chance(faults().late) ? 2000 : 80),
-                  [this, request = move.request, copies = move.copies, memory = room_.memory_incarnation()] {
-                    if (memory != room_.memory_incarnation()) return;  // ended with the memory
-                    copying_.erase(request);
-                    if (Chance(faults().fail)) {
-                      scheduler_.MoveFailed(request);
-                    } else {
-                      for (const core::KvCopy& copy : copies) room_.CopyKv(copy);
-                      scheduler_.MoveCopied(request);
-                    }
-                    Pump();
-                  });
+      if (!move.copies.empty()) StartCopy(move);
     }
     MaybeCrash("moving sequences");
   }

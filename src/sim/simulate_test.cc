@@ -30,6 +30,9 @@ TEST(Simulate, NoWorldBreaksAPromise) {
   EXPECT_GT(report.messages_late, 500U);
   EXPECT_GT(report.sequences_moved, 500U);
   EXPECT_GT(report.steps_abandoned, 100U);
+  EXPECT_GT(report.coordinator_deaths, 100U);
+  EXPECT_GT(report.requests_again, 100U);
+  EXPECT_GT(report.kv_shrinks, 100U);
 }
 
 TEST(Simulate, TwoRunsOfASeedAreTheSame) {

@@ -39,12 +39,12 @@ Status ReadScaling(const ConfigReader& reader, core::ModelSpec& spec) {
   const char* key = reader.Find("rope_type") ? "rope_type" : "type";
   const Json* type = reader.Find(key);
   if (!type && reader.Find("factor"))
-    return Fail(ErrorCode::kUnimplemented, "factor={} without rope_type (expected one of {})",
-                Shown(*reader.Find("factor")), kRopeTypes);
+    return reader.Unsupported("factor={} without rope_type (expected one of {})",
+                              Shown(*reader.Find("factor")), kRopeTypes);
   if (!type || *type == "default") return {};
   using Scaling = core::RopeSpec::Scaling;
   if (*type != "linear" && *type != "yarn" && *type != "llama3")
-    return Fail(ErrorCode::kUnimplemented, "{}={} (supported: {})", key, Shown(*type), kRopeTypes);
+    return reader.Unsupported("{}={} (supported: {})", key, Shown(*type), kRopeTypes);
   if (!reader.Find("factor"))
     return Fail(ErrorCode::kInvalidArgument, "factor is missing (expected a number from 1)");
   EM_ASSIGN_OR_RETURN(rope.factor, reader.Number("factor", 1.0, 1e6, 1.0));
@@ -124,7 +124,7 @@ Status ReadRope(const ConfigReader& config, core::ModelSpec& spec) {
     if (!rope) continue;
     if (!rope->is_object())
       return Fail(ErrorCode::kInvalidArgument, "{}={} (expected an object or null)", key, Shown(*rope));
-    if (auto status = ReadScaling(ConfigReader(*rope), spec); !status)
+    if (auto status = ReadScaling(config.Inside(*rope, key), spec); !status)
       return Within(key, std::move(status.error()));
   }
   return {};
@@ -149,12 +149,27 @@ Status ReadModel(const ConfigReader& config, core::ModelSpec& spec) {
   return {};
 }
 
-Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec) {
+Status ReadPartialRope(const ConfigReader& config, double fallback, core::ModelSpec& spec) {
+  EM_ASSIGN_OR_RETURN(double part, config.Number("partial_rotary_factor", 1e-6, 1.0, fallback));
+  if (const Json* rope = config.Find("rope_parameters")) {
+    EM_ASSIGN_OR_RETURN(part, ConfigReader(*rope).Number("partial_rotary_factor", 1e-6, 1.0, part));
+  }
+  const int dim = static_cast<int>(spec.attention.head_dim * part);
+  if (dim < 2 || dim % 2 != 0)
+    return Fail(ErrorCode::kInvalidArgument,
+                "partial_rotary_factor={} (expected an even part of head_dim={})", part,
+                spec.attention.head_dim);
+  spec.attention.rope.dim = dim;
+  return {};
+}
+
+Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec,
+                   const char* top_k_key) {
   EM_ASSIGN_OR_RETURN(spec.moe.experts, config.Int(experts_key, 1, kMaxExperts));
   if (spec.moe.experts * spec.LayerCount() > kMaxLayerExperts)
     return Fail(ErrorCode::kInvalidArgument, "{}={} times num_hidden_layers={} (limit={})", experts_key,
                 spec.moe.experts, spec.LayerCount(), kMaxLayerExperts);
-  EM_ASSIGN_OR_RETURN(spec.moe.top_k, config.Int("num_experts_per_tok", 1, spec.moe.experts));
+  EM_ASSIGN_OR_RETURN(spec.moe.top_k, config.Int(top_k_key, 1, spec.moe.experts));
   return {};
 }
 
@@ -170,9 +185,8 @@ Status ReadWindows(const ConfigReader& config, int first_layer, core::ModelSpec&
     if (types) {
       const Json& type = (*types)[layer];
       if (type != "full_attention" && type != "sliding_attention")
-        return Fail(ErrorCode::kUnimplemented,
-                    "layer_types holds {} (supported: \"full_attention\", \"sliding_attention\")",
-                    Shown(type));
+        EM_RETURN_IF_ERROR(config.Unsupported(
+            "layer_types holds {} (supported: \"full_attention\", \"sliding_attention\")", Shown(type)));
       sliding = type == "sliding_attention";
       if (sliding && !config.Find("sliding_window"))
         return Fail(ErrorCode::kInvalidArgument, "sliding_window is missing (layer_types asks for it)");
@@ -187,8 +201,8 @@ Status OnlyFullAttention(const ConfigReader& config) {
   if (!types || !types->is_array()) return {};
   for (const Json& type : *types)
     if (type != "full_attention")
-      return Fail(ErrorCode::kUnimplemented, "layer_types holds {} (supported: \"full_attention\")",
-                  Shown(type));
+      EM_RETURN_IF_ERROR(
+          config.Unsupported("layer_types holds {} (supported: \"full_attention\")", Shown(type)));
   return {};
 }
 
@@ -214,10 +228,9 @@ Status ReadSparseLayers(const ConfigReader& config, core::ModelSpec& spec) {
   for (int layer = 0; layer < spec.LayerCount(); ++layer)
     spec.layers[layer].moe = !listed[layer] && (layer + 1) % step == 0;
   if (std::ranges::none_of(spec.layers, &core::LayerSpec::moe))
-    return Fail(
-        ErrorCode::kUnimplemented,
+    EM_RETURN_IF_ERROR(config.Unsupported(
         "decoder_sparse_step={} and mlp_only_layers leave no layer with experts (supported: at least one)",
-        step);
+        step));
   return ReadDenseWidth(config, spec);
 }
 

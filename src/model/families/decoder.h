@@ -36,6 +36,10 @@ Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec);
 Status ReadModel(const ConfigReader& config, core::ModelSpec& spec);
 Status ReadRope(const ConfigReader& config, core::ModelSpec& spec);
 
+// The rotated part of a head: partial_rotary_factor, beside the other keys or, in newer configs, inside of
+// rope_parameters. REQUIRES: head_dim is filled.
+Status ReadPartialRope(const ConfigReader& config, double fallback, core::ModelSpec& spec);
+
 // Sliding windows: layers from `first_layer` on, or as layer_types says, see sliding_window tokens.
 Status ReadWindows(const ConfigReader& config, int first_layer, core::ModelSpec& spec);
 // For families that have none: kUnimplemented where layer_types asks for one.
@@ -52,7 +56,8 @@ Status ReadDenseWidth(const ConfigReader& config, core::ModelSpec& spec);
 Status ReadGroups(const ConfigReader& config, core::MoeSpec& moe);
 
 // experts and top_k from the key of that name. REQUIRES: spec.layers is filled.
-Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec);
+Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec,
+                   const char* top_k_key = "num_experts_per_tok");
 
 // The keys that ReadDecoder reads.
 Json DecoderConfig(const core::ModelSpec& spec);

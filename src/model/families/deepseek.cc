@@ -13,11 +13,7 @@ class DeepseekFamily final : public Family {
 
   std::string_view ModelType() const override { return v3_ ? "deepseek_v3" : "deepseek_v2"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadModel(config, spec));
     EM_RETURN_IF_ERROR(ReadLatents(config, spec));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
@@ -32,7 +28,7 @@ class DeepseekFamily final : public Family {
     for (int layer = 0; layer < spec.LayerCount(); ++layer)
       spec.layers[layer].moe = layer >= dense && layer % every == 0;
     EM_RETURN_IF_ERROR(ReadDenseWidth(config, spec));
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override { return DecoderTensors(spec); }
@@ -104,8 +100,8 @@ class DeepseekFamily final : public Family {
     EM_RETURN_IF_ERROR(config.Only("scoring_func", "softmax"));
     const Json* method = config.Find("topk_method");
     if (method && *method != "greedy" && *method != "group_limited_greedy")
-      return Fail(ErrorCode::kUnimplemented, "topk_method={} (supported: greedy, group_limited_greedy)",
-                  Shown(*method));
+      EM_RETURN_IF_ERROR(
+          config.Unsupported("topk_method={} (supported: greedy, group_limited_greedy)", Shown(*method)));
     if (method && *method == "group_limited_greedy") EM_RETURN_IF_ERROR(ReadGroups(config, moe));
     moe.left_out_as_zero = true;
     EM_ASSIGN_OR_RETURN(const bool renormalize, config.Bool("norm_topk_prob", false));

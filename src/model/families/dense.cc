@@ -14,11 +14,7 @@ class DenseFamily final : public Family {
 
   std::string_view ModelType() const override { return model_type_; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     spec.attention.qk_norm = kind_ == Kind::kQwen3;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     // What the originals' code has: attention_bias is read by Llama and Qwen3 alone, for all four
@@ -30,7 +26,7 @@ class DenseFamily final : public Family {
     EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
     EM_RETURN_IF_ERROR(ReadAttentionWindows(config, spec));
     EM_RETURN_IF_ERROR(ReadDenseWidth(config, spec));
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override { return DecoderTensors(spec); }

@@ -9,13 +9,9 @@ class Glm4MoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "glm4_moe"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
-    EM_RETURN_IF_ERROR(ReadPartialRope(config, spec));
+    EM_RETURN_IF_ERROR(ReadPartialRope(config, 0.5, spec));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
     EM_ASSIGN_OR_RETURN(spec.attention.qk_norm, config.Bool("use_qk_norm", false));
     EM_RETURN_IF_ERROR(ReadExperts(config, "n_routed_experts", spec));
@@ -34,7 +30,7 @@ class Glm4MoeFamily final : public Family {
     EM_ASSIGN_OR_RETURN(const int dense, config.Int("first_k_dense_replace", 0, kMaxLayers, 1));
     for (int layer = 0; layer < spec.LayerCount(); ++layer) spec.layers[layer].moe = layer >= dense;
     EM_RETURN_IF_ERROR(ReadDenseWidth(config, spec));
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override { return DecoderTensors(spec); }
@@ -61,22 +57,6 @@ class Glm4MoeFamily final : public Family {
     }
     config["first_k_dense_replace"] = dense;
     return config;
-  }
-
- private:
-  // Beside the other keys, or in newer configs inside of rope_parameters.
-  static Status ReadPartialRope(const ConfigReader& config, core::ModelSpec& spec) {
-    EM_ASSIGN_OR_RETURN(double part, config.Number("partial_rotary_factor", 1e-6, 1.0, 0.5));
-    if (const Json* rope = config.Find("rope_parameters")) {
-      EM_ASSIGN_OR_RETURN(part, ConfigReader(*rope).Number("partial_rotary_factor", 1e-6, 1.0, part));
-    }
-    const int dim = static_cast<int>(spec.attention.head_dim * part);
-    if (dim < 2 || dim % 2 != 0)
-      return Fail(ErrorCode::kInvalidArgument,
-                  "partial_rotary_factor={} (expected an even part of head_dim={})", part,
-                  spec.attention.head_dim);
-    spec.attention.rope.dim = dim;
-    return {};
   }
 };
 

@@ -9,11 +9,7 @@ class MixtralFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "mixtral"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
     EM_RETURN_IF_ERROR(ReadWindows(config, 0, spec));
@@ -21,7 +17,7 @@ class MixtralFamily final : public Family {
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("intermediate_size", 1, kMaxWidth));
     spec.moe.renormalize = true;
     for (core::LayerSpec& layer : spec.layers) layer.moe = true;
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override {

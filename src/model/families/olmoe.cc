@@ -9,11 +9,7 @@ class OlmoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "olmoe"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     spec.rms_eps = 1e-5F;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     spec.attention.qk_norm_whole = true;
@@ -26,7 +22,7 @@ class OlmoeFamily final : public Family {
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("intermediate_size", 1, kMaxWidth));
     EM_ASSIGN_OR_RETURN(spec.moe.renormalize, config.Bool("norm_topk_prob", false));
     for (core::LayerSpec& layer : spec.layers) layer.moe = true;
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override { return DecoderTensors(spec); }

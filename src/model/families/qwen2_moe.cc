@@ -9,11 +9,7 @@ class Qwen2MoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "qwen2_moe"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     // The original has biases whatever attention_bias says.
     EM_ASSIGN_OR_RETURN(spec.attention.qkv_bias, config.Bool("qkv_bias", true));
@@ -27,7 +23,7 @@ class Qwen2MoeFamily final : public Family {
     spec.moe.shared_gate = true;
     EM_ASSIGN_OR_RETURN(spec.moe.renormalize, config.Bool("norm_topk_prob", false));
     EM_RETURN_IF_ERROR(ReadSparseLayers(config, spec));
-    return spec;
+    return {};
   }
 
   std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override {

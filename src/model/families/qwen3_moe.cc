@@ -9,11 +9,7 @@ class Qwen3MoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "qwen3_moe"; }
 
-  Expected<core::ModelSpec> Spec(const Json& json) const override {
-    EM_RETURN_IF_ERROR(IsObject(json));
-    const ConfigReader config(json);
-    core::ModelSpec spec;
-    spec.family = ModelType();
+  Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     spec.attention.qk_norm = true;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     spec.attention.o_bias = spec.attention.qkv_bias;
@@ -23,11 +19,18 @@ class Qwen3MoeFamily final : public Family {
     EM_RETURN_IF_ERROR(ReadExperts(config, "num_experts", spec));
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
     EM_ASSIGN_OR_RETURN(spec.moe.renormalize, config.Bool("norm_topk_prob", false));
+    EM_RETURN_IF_ERROR(ReadRouting(config, spec.moe));
     EM_RETURN_IF_ERROR(ReadSparseLayers(config, spec));
-    return spec;
+    return {};
   }
 
-  std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override { return DecoderTensors(spec); }
+  std::vector<TensorName> Tensors(const core::ModelSpec& spec) const override {
+    std::vector<TensorName> out = DecoderTensors(spec);
+    for (TensorName& tensor : out)
+      if (tensor.role == TensorRole::kRouterCorrection)
+        tensor.name = LayerPrefix(tensor.layer) + "mlp.gate.thresholds";
+    return out;
+  }
 
   Json Config(const core::ModelSpec& spec) const override {
     Json config = DecoderConfig(spec);
@@ -37,8 +40,22 @@ class Qwen3MoeFamily final : public Family {
     config["num_experts_per_tok"] = spec.moe.top_k;
     config["moe_intermediate_size"] = spec.moe.expert_width;
     config["norm_topk_prob"] = spec.moe.renormalize;
+    if (spec.moe.top_any) config["moe_routing"] = "top_any";
     WriteSparseLayers(spec, config);
     return config;
+  }
+
+ private:
+  // Ours: no checkpoint of a text model with top-any routing is published under names of its own.
+  static Status ReadRouting(const ConfigReader& config, core::MoeSpec& moe) {
+    const Json* routing = config.Find("moe_routing");
+    if (routing == nullptr || *routing == "top_k") return {};
+    if (*routing != "top_any")
+      return config.Unsupported("moe_routing={} (supported: \"top_k\", \"top_any\")", Shown(*routing));
+    moe.scores = core::MoeSpec::Scores::kCosine;
+    moe.top_any = moe.correction = true;
+    moe.renormalize = false;
+    return {};
   }
 };
 

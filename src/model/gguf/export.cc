@@ -1,6 +1,7 @@
 #include "model/gguf/export.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
 #include <map>
 #include <optional>
@@ -9,7 +10,9 @@
 
 #include "base/file.h"
 #include "model/checkpoint.h"
+#include "model/config_reader.h"
 #include "model/gguf/gguf.h"
+#include "model/gguf/model.h"
 #include "model/gguf/names.h"
 #include "model/gguf/tokenizer.h"
 #include "model/gguf/writer.h"
@@ -43,7 +46,10 @@ bool IsMatrix(TensorRole role, const std::vector<std::int64_t>& shape) {
 }
 
 // The tensors of one entry of the file: one, or an expert's matrix of each expert in their order.
-using Parts = std::vector<const TensorSource*>;
+struct Parts {
+  TensorRole role;
+  std::vector<const TensorSource*> sources;
+};
 
 class Exporter {
  public:
@@ -54,6 +60,7 @@ class Exporter {
     AddMetadata();
     EM_RETURN_IF_ERROR(AddTokenizer());
     EM_RETURN_IF_ERROR(AddTensors());
+    EM_RETURN_IF_ERROR(CheckReadsBack());
     EM_RETURN_IF_ERROR(CheckSpace());
     for (const fs::path& path : checkpoint_.files) {
       streams_.emplace_back(path, std::ios::binary);
@@ -91,11 +98,23 @@ class Exporter {
     count("context_length", spec.max_positions);
     count("embedding_length", spec.hidden);
     count("attention.head_count", spec.attention.heads);
-    count("attention.head_count_kv", spec.attention.kv_heads);
-    count("attention.key_length", spec.attention.head_dim);
-    count("attention.value_length", spec.attention.head_dim);
-    count("rope.dimension_count", spec.attention.head_dim);
-    writer_.Add(arch + ".rope.freq_base", static_cast<float>(spec.attention.rope_theta));
+    count("attention.head_count_kv", spec.attention.Latent() ? 1 : spec.attention.kv_heads);
+    // Of latent attention these two are of what is cached.
+    const bool latent = spec.attention.Latent();
+    count("attention.key_length", latent ? spec.attention.LatentDim() : spec.attention.head_dim);
+    count("attention.value_length", latent ? spec.attention.kv_lora_rank : spec.attention.head_dim);
+    if (latent) {
+      count("attention.key_length_mla", spec.attention.head_dim);
+      count("attention.value_length_mla", spec.attention.value_dim);
+      count("attention.kv_lora_rank", spec.attention.kv_lora_rank);
+      if (spec.attention.q_lora_rank > 0) count("attention.q_lora_rank", spec.attention.q_lora_rank);
+    }
+    for (const core::LayerSpec& layer : spec.layers) {
+      if (layer.window == 0) continue;
+      count("attention.sliding_window", layer.window);
+      break;
+    }
+    AddRope(arch);
     writer_.Add(arch + ".attention.layer_norm_rms_epsilon", spec.rms_eps);
     count("vocab_size", spec.vocab);
     int dense_width = architecture_.width_is_experts ? spec.moe.expert_width : 0;
@@ -108,6 +127,33 @@ class Exporter {
     if (!architecture_.width_is_experts) count("expert_feed_forward_length", spec.moe.expert_width);
     if (spec.moe.shared_width > 0) count("expert_shared_feed_forward_length", spec.moe.shared_width);
     writer_.Add(arch + ".expert_weights_norm", spec.moe.renormalize);
+    count("expert_gating_func", static_cast<int>(architecture_.gating));
+    if (architecture_.experts_key != "n_routed_experts") return;
+    count("expert_shared_count", spec.moe.shared_width / spec.moe.expert_width);
+    count("expert_group_count", spec.moe.groups);
+    count("expert_group_used_count", spec.moe.chosen_groups);
+    writer_.Add(arch + ".expert_weights_scale", spec.moe.scaling);
+    const auto moe = std::ranges::find(spec.layers, true, &core::LayerSpec::moe);
+    count("leading_dense_block_count", static_cast<int>(moe - spec.layers.begin()));
+  }
+
+  void AddRope(const std::string& arch) {
+    const core::AttentionSpec& attention = checkpoint_.spec.attention;
+    const core::RopeSpec& rope = attention.rope;
+    writer_.Add(arch + ".rope.dimension_count", static_cast<std::uint32_t>(attention.RopeDim()));
+    writer_.Add(arch + ".rope.freq_base", static_cast<float>(attention.rope_theta));
+    using Scaling = core::RopeSpec::Scaling;
+    if (rope.scaling != Scaling::kLinear && rope.scaling != Scaling::kYarn) return;
+    const bool yarn = rope.scaling == Scaling::kYarn;
+    writer_.Add(arch + ".rope.scaling.type", std::string(yarn ? "yarn" : "linear"));
+    writer_.Add(arch + ".rope.scaling.factor", static_cast<float>(rope.factor));
+    if (!yarn) return;
+    writer_.Add(arch + ".rope.scaling.original_context_length",
+                static_cast<std::uint32_t>(rope.original_positions));
+    writer_.Add(arch + ".rope.scaling.yarn_beta_fast", static_cast<float>(rope.beta_fast));
+    writer_.Add(arch + ".rope.scaling.yarn_beta_slow", static_cast<float>(rope.beta_slow));
+    if (rope.mscale_all_dim != 0)
+      writer_.Add(arch + ".rope.scaling.yarn_log_multiplier", static_cast<float>(rope.mscale_all_dim * 0.1));
   }
 
   Status AddTokenizer() {
@@ -128,22 +174,96 @@ class Exporter {
 
   Status AddTensors() {
     // Experts of a layer and role are one entry, in their order.
-    std::map<std::pair<TensorRole, int>, Parts> stacks;
+    std::map<std::pair<TensorRole, int>, std::vector<const TensorSource*>> stacks;
     for (const TensorSource& source : checkpoint_.tensors)
       stacks[{source.tensor.role, source.tensor.layer}].push_back(&source);
     for (auto& [key, parts] : stacks) {
+      if (key.first == TensorRole::kKvUp) {
+        AddLatents(parts);
+        continue;
+      }
       std::ranges::sort(parts, {}, [](const TensorSource* source) { return source->tensor.expert; });
       const TensorName& first = parts[0]->tensor;
-      const std::string name = GgufTensorName(first.role, first.layer);
+      const std::string name = GgufTensorName(architecture_, first.role, first.layer);
       if (name.empty()) return Fail(ErrorCode::kUnimplemented, "tensor {} has no name in GGUF", first.name);
       std::vector<std::int64_t> shape = first.shape;
       Encoding encoding = IsMatrix(first.role, shape) ? options_.encoding : Encoding::kF32;
       if (shape.back() % BlockValues(encoding) != 0) encoding = Encoding::kF16;
-      if (IsExpertRole(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
+      if (OfExpert(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
       writer_.AddTensor(name, std::move(shape), encoding);
-      parts_.push_back(std::move(parts));
+      parts_.push_back({key.first, std::move(parts)});
     }
     return {};
+  }
+
+  // kKvUp as kKeyUp and kValueUp.
+  void AddLatents(const std::vector<const TensorSource*>& source) {
+    const core::AttentionSpec& a = checkpoint_.spec.attention;
+    const auto add = [&](TensorRole role, std::vector<std::int64_t> shape) {
+      const Encoding encoding =
+          shape.back() % BlockValues(options_.encoding) == 0 ? options_.encoding : Encoding::kF16;
+      writer_.AddTensor(GgufTensorName(architecture_, role, source[0]->tensor.layer), std::move(shape),
+                        encoding);
+      parts_.push_back({role, source});
+    };
+    add(TensorRole::kKeyUp, {a.heads, a.kv_lora_rank, a.PlainDim()});
+    add(TensorRole::kValueUp, {a.heads, a.value_dim, a.kv_lora_rank});
+  }
+
+  Status FillLatents(const GgufWriter::Tensor& tensor, const Parts& parts, RowReader& reader,
+                     const GgufWriter::Append& append) {
+    const core::AttentionSpec& a = checkpoint_.spec.attention;
+    const bool keys = parts.role == TensorRole::kKeyUp;
+    const int rows = keys ? a.PlainDim() : a.value_dim;
+    const std::size_t k = a.kv_lora_rank;
+    for (int head = 0; head < a.heads; ++head) {
+      const int begin = head * (a.PlainDim() + a.value_dim) + (keys ? 0 : a.PlainDim());
+      EM_ASSIGN_OR_RETURN(const PlainRows plain, reader.Read(*parts.sources[0], k, begin, rows));
+      std::vector<float> values(rows * k), turned(rows * k);
+      Decode(EncodingOf(plain.type), plain.data, values.size(), values.data());
+      for (int row = 0; row < rows; ++row)
+        for (std::size_t i = 0; i < k; ++i) turned[keys ? i * rows + row : row * k + i] = values[row * k + i];
+      Put(tensor, turned, append);
+    }
+    return {};
+  }
+
+  void Put(const GgufWriter::Tensor& tensor, const std::vector<float>& values,
+           const GgufWriter::Append& append) {
+    std::string bytes;
+    Encode(tensor.encoding, values.data(), values.size(), bytes);
+    append(bytes);
+    done_bytes_ += bytes.size();
+    if (options_.progress) options_.progress(done_bytes_, writer_.DataBytes());
+  }
+
+  // Refuses a model of which the metadata cannot say everything: what they say is read back and compared.
+  Status CheckReadsBack() {
+    const std::string header = writer_.Header();
+    EM_ASSIGN_OR_RETURN(const Gguf gguf, ParseGguf(header, header.size() + writer_.DataBytes()));
+    EM_ASSIGN_OR_RETURN(const Json read, GgufConfig(gguf));
+    EM_ASSIGN_OR_RETURN(const Family* family, FamilyOf(read));
+    EM_ASSIGN_OR_RETURN(const core::ModelSpec spec, family->Spec(read));
+    const Json want = (*FindFamily(checkpoint_.spec.family))->Config(checkpoint_.spec);
+    const Json got = family->Config(spec);
+    std::vector<std::string> lost;
+    for (const auto& [key, value] : want.items())
+      if (key != "eos_token_id" && (!got.contains(key) || !Alike(value, got[key])))
+        lost.push_back(fmt::format("{}={}", key, Shown(value)));
+    if (lost.empty()) return {};
+    return Fail(ErrorCode::kUnimplemented, "{}: a model with {} cannot be written as GGUF",
+                options_.directory.string(), fmt::join(lost, ", "));
+  }
+
+  // Numbers become float32 in the file.
+  static bool Alike(const Json& a, const Json& b) {
+    if (a.is_number() && b.is_number())
+      return std::abs(a.get<double>() - b.get<double>()) <= 1e-6 * std::abs(a.get<double>());
+    if (!a.is_structured() || a.size() != b.size() || a.type() != b.type()) return a == b;
+    if (a.is_array()) return std::equal(a.begin(), a.end(), b.begin(), Alike);
+    return std::ranges::all_of(a.items(), [&](const auto& entry) {
+      return b.contains(entry.key()) && Alike(entry.value(), b[entry.key()]);
+    });
   }
 
   Status CheckSpace() {
@@ -171,8 +291,12 @@ class Exporter {
     RowReader reader([this](int file, std::uint64_t offset, std::byte* out, std::uint64_t bytes) {
       return ReadAt(file, offset, out, bytes);
     });
-    for (const TensorSource* source : parts) {
-      const auto k = static_cast<std::uint64_t>(source->tensor.shape.back());
+    if (parts.role == TensorRole::kKeyUp || parts.role == TensorRole::kValueUp)
+      return FillLatents(tensor, parts, reader, append);
+    for (const TensorSource* source : parts.sources) {
+      // A vector is as many rows of one: every other one of them may be meant.
+      const auto& shape = source->tensor.shape;
+      const auto k = shape.size() == 1 ? std::uint64_t{1} : static_cast<std::uint64_t>(shape.back());
       std::uint64_t rows = 1;
       for (const std::int64_t size : source->tensor.shape) rows *= static_cast<std::uint64_t>(size);
       rows /= k;
@@ -194,11 +318,7 @@ class Exporter {
             std::copy_n(&values[i * k], k, &ordered[order.StoredRow(i) * k]);
           values.swap(ordered);
         }
-        std::string bytes;
-        Encode(tensor.encoding, values.data(), values.size(), bytes);
-        append(bytes);
-        done_bytes_ += bytes.size();
-        if (options_.progress) options_.progress(done_bytes_, writer_.DataBytes());
+        Put(tensor, values, append);
       }
     }
     return {};
@@ -217,20 +337,6 @@ class Exporter {
   std::uint64_t done_bytes_ = 0;
 };
 
-// What the metadata written here cannot say.
-Status CheckPlain(const fs::path& directory, const core::ModelSpec& spec) {
-  const core::AttentionSpec& attention = spec.attention;
-  const char* setting = nullptr;
-  if (attention.rope.scaling != core::RopeSpec::Scaling::kNone) setting = "scaled RoPE";
-  if (attention.RopeDim() != attention.head_dim) setting = "partial RoPE";
-  if (attention.clip_qkv > 0) setting = "clip_qkv";
-  for (const core::LayerSpec& layer : spec.layers)
-    if (layer.window > 0) setting = "a sliding window";
-  if (setting == nullptr) return {};
-  return Fail(ErrorCode::kUnimplemented, "{}: a model with {} cannot be written as GGUF", directory.string(),
-              setting);
-}
-
 }  // namespace
 
 Expected<ExportedGguf> ExportGguf(const ExportGgufOptions& options) {
@@ -238,7 +344,6 @@ Expected<ExportedGguf> ExportGguf(const ExportGgufOptions& options) {
     return Fail(ErrorCode::kInvalidArgument, "{} is a GGUF file already; give a Hugging Face directory",
                 options.directory.string());
   EM_ASSIGN_OR_RETURN(Checkpoint checkpoint, Checkpoint::Open(options.directory));
-  EM_RETURN_IF_ERROR(CheckPlain(options.directory, checkpoint.spec));
   const GgufArchitecture* architecture = FindGgufArchitectureOf(checkpoint.spec.family);
   if (architecture == nullptr)
     return Fail(ErrorCode::kUnimplemented, "{}: family {} cannot be written as GGUF (supported: {})",

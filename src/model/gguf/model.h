@@ -18,6 +18,11 @@ namespace elasticmoe::model {
 // kInvalidArgument names the key.
 Expected<Json> GgufConfig(const Gguf& gguf);
 
+// What the family needs, as this file has it: files of deepseek2 since llama.cpp's absorbed attention hold
+// kKvUp in two.
+std::vector<TensorName> GgufNeeded(const Gguf& gguf, const core::ModelSpec& spec,
+                                   std::vector<TensorName> needed);
+
 // All of `needed` (experts out of their stacks), then what is not needed under GGUF's names. kInvalidArgument
 // where one is missing; kUnimplemented where one is written in a way that is not read here, or is left over
 // and would change the answers.

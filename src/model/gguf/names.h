@@ -2,12 +2,16 @@
 // share. Pure.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
 #include "model/family.h"
 
 namespace elasticmoe::model {
+
+// expert_gating_func: how router logits become scores.
+enum class GgufGating { kSoftmax = 1, kSigmoid = 2, kSoftmaxOfChosen = 3 };
 
 // How an architecture of GGUF maps onto a family.
 struct GgufArchitecture {
@@ -19,10 +23,12 @@ struct GgufArchitecture {
   bool width_is_experts;              // feed_forward_length is an expert's width where nothing else says it
   bool renormalize;                   // where expert_weights_norm is missing
   bool rotary_pairs;                  // rows of q and k are ordered for rotation of neighbours (RowOrder)
+  GgufGating gating;                  // where expert_gating_func is missing; another one is another row's
+  std::string_view mlp_norm;          // name of the norm before the MLP
 };
 
-// nullptr where the architecture is not known here.
-const GgufArchitecture* FindGgufArchitecture(std::string_view name, bool experts);
+// nullptr where the architecture is not known here. `gating` 0: the file does not say.
+const GgufArchitecture* FindGgufArchitecture(std::string_view name, bool experts, std::int64_t gating);
 const GgufArchitecture* FindGgufArchitectureOf(std::string_view model_type);
 
 // "qwen3moe, llama, ...", for errors.
@@ -30,11 +36,9 @@ std::string GgufArchitectureNames();
 
 // "blk.3.attn_q.weight"; for an expert's matrix that of the stack of all experts, "blk.3.ffn_up_exps.weight".
 // "" where it has no name that is known here.
-std::string GgufTensorName(TensorRole role, int layer);
+std::string GgufTensorName(const GgufArchitecture& architecture, TensorRole role, int layer);
 
 // "blk.3.ffn_up.5.weight": how older files name an expert's matrix on its own.
-std::string GgufExpertName(TensorRole role, int layer, int expert);
-
-bool IsExpertRole(TensorRole role);
+std::string GgufExpertName(const GgufArchitecture& architecture, TensorRole role, int layer, int expert);
 
 }  // namespace elasticmoe::model

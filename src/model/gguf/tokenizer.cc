@@ -223,6 +223,47 @@ std::string Escaped(std::string_view pattern) {
   return out;
 }
 
+bool IsSentencePiece(const PlainJson& rest) {
+  const PlainJson* model = Member(rest, "model");
+  return model != nullptr && FlagMember(*model, "byte_fallback");
+}
+
+// What is written beside the tokens of a sentencepiece vocabulary. tokenizer.json has no scores: a token's is
+// made of the rank of its first merge. kUnimplemented where merges made of these scores would not be the same
+// ones.
+Status AddScores(const TokenizerJson& json, const std::vector<std::string>& tokens,
+                 std::vector<std::int32_t>& types, GgufWriter& writer) {
+  const PlainJson* normalizer = Member(json.rest, "normalizer");
+  const std::string text = normalizer != nullptr ? normalizer->dump() : "";
+  const bool prefix = text.find("\"Prepend\"") != text.npos;
+  if (text.find("\"Replace\"") == text.npos || text.find("▁") == text.npos)
+    return Fail(ErrorCode::kUnimplemented,
+                "tokenizer.json: normalizer={} of byte_fallback has no name in GGUF", Shown(text));
+  const std::string unknown = TextMember(json.rest["model"], "unk_token");
+  std::unordered_map<std::string, std::size_t> rank;  // of a token's first merge
+  for (std::size_t i = 0; i < json.merges.size(); ++i)
+    rank.emplace(json.merges[i].first + json.merges[i].second, i);
+  Vocabulary vocabulary{tokens, {}};
+  std::vector<float> scores(tokens.size());
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    const std::string& token = tokens[i];
+    if (token.size() == 6 && token.starts_with("<0x") && token.ends_with(">")) types[i] = kByte;
+    if (!unknown.empty() && token == unknown) types[i] = kUnknown;
+    vocabulary.types.push_back(types[i]);
+    const auto at = rank.find(token);
+    scores[i] = -static_cast<float>(at != rank.end() ? at->second : json.merges.size() + i);
+  }
+  TokenizerJson made;
+  MergesByScore(vocabulary, {scores.begin(), scores.end()}, made);
+  if (made.merges != json.merges)
+    return Fail(ErrorCode::kUnimplemented,
+                "tokenizer.json: its merges are not those of a sentencepiece vocabulary; they cannot be "
+                "written as GGUF");
+  writer.Add("tokenizer.ggml.scores", std::move(scores));
+  writer.Add("tokenizer.ggml.add_space_prefix", prefix);
+  return {};
+}
+
 // The name of a tokenizer.json's pre-tokenizer.
 Expected<std::string> PreName(const PlainJson& rest) {
   const PlainJson* pre = Member(rest, "pre_tokenizer");
@@ -268,7 +309,11 @@ Expected<std::optional<GgufTokenizer>> ReadGgufTokenizer(const Gguf& gguf) {
 }
 
 Status WriteGgufTokenizer(TokenizerJson json, const PlainJson& config, int vocab, GgufWriter& writer) {
-  EM_ASSIGN_OR_RETURN(std::string pre, PreName(json.rest));
+  const bool sentence_piece = IsSentencePiece(json.rest);
+  std::string pre = "default";
+  if (!sentence_piece) {
+    EM_ASSIGN_OR_RETURN(pre, PreName(json.rest));
+  }
   if (!json.malformed.empty() || !json.has_vocab || !json.has_merges)
     return Fail(ErrorCode::kInvalidArgument, "tokenizer.json: model: no vocabulary with merges");
   std::vector<std::string> tokens(static_cast<std::size_t>(vocab));
@@ -292,14 +337,15 @@ Status WriteGgufTokenizer(TokenizerJson json, const PlainJson& config, int vocab
       EM_RETURN_IF_ERROR(put(id->get<std::int64_t>(), TextMember(token, "content"),
                              FlagMember(token, "special") ? kControl : kUserDefined));
     }
+  if (sentence_piece) EM_RETURN_IF_ERROR(AddScores(json, tokens, types, writer));
   std::vector<std::string> merges;
   merges.reserve(json.merges.size());
   for (const auto& [left, right] : json.merges) merges.push_back(left + " " + right);
-  writer.Add("tokenizer.ggml.model", std::string("gpt2"));
+  writer.Add("tokenizer.ggml.model", std::string(sentence_piece ? "llama" : "gpt2"));
   writer.Add("tokenizer.ggml.pre", std::move(pre));
   writer.Add("tokenizer.ggml.tokens", std::move(tokens));
   writer.Add("tokenizer.ggml.token_type", std::move(types));
-  writer.Add("tokenizer.ggml.merges", std::move(merges));
+  if (!sentence_piece) writer.Add("tokenizer.ggml.merges", std::move(merges));
   const auto name = [&](const char* key) {
     const PlainJson* at = Member(config, key);
     return at == nullptr ? "" : at->is_string() ? at->get<std::string>() : TextMember(*at, "content");
@@ -309,7 +355,11 @@ Status WriteGgufTokenizer(TokenizerJson json, const PlainJson& config, int vocab
                                      std::pair("pad_token", "tokenizer.ggml.padding_token_id")})
     if (const auto at = ids.find(name(key)); at != ids.end())
       writer.Add(written, static_cast<std::uint32_t>(at->second));
-  writer.Add("tokenizer.ggml.add_bos_token", FlagMember(config, "add_bos_token"));
+  const PlainJson* after = Member(json.rest, "post_processor");
+  const bool has_template = after != nullptr && TextMember(*after, "type") == "TemplateProcessing";
+  writer.Add("tokenizer.ggml.add_bos_token", Member(config, "add_bos_token") == nullptr && sentence_piece
+                                                 ? has_template
+                                                 : FlagMember(config, "add_bos_token"));
   if (const std::string source = TextMember(config, "chat_template"); !source.empty())
     writer.Add("tokenizer.chat_template", source);
   return {};

@@ -106,6 +106,31 @@ TEST(GgufTokenizers, SettingsDecideOverTheFirstSpaceAndTheBeginning) {
   EXPECT_EQ(tokenizer->Decode(tokenizer->Encode(" bc", true), true), " bc");
 }
 
+TEST(GgufTokenizers, SentencePieceIsWrittenAsItWasRead) {
+  ScratchDirectory directory;
+  const GgufWriter first = SentencePiece();
+  const auto original = OpenWith(directory, first);
+  auto read = ReadGgufTokenizer(*ParseGguf(first.Header(), first.Header().size()));
+  ASSERT_TRUE(read && *read);
+  GgufWriter second;
+  const auto written = WriteGgufTokenizer((*read)->json, (*read)->config, original->Size(), second);
+  ASSERT_TRUE(written) << written.error().message;
+  const auto again = OpenWith(directory, second);
+  for (const char* text : {"abc", "ab é a</s>", "a  b", "", "\xf0\x9f\x99\x82 cab"}) {
+    const auto ids = original->Encode(text, true);
+    EXPECT_EQ(again->Encode(text, true), ids) << text;
+    EXPECT_EQ(again->Decode(ids, true), original->Decode(ids, true)) << text;
+  }
+  // Merges of which no scores are the reason.
+  TokenizerJson other = (*read)->json;
+  ASSERT_GT(other.merges.size(), 1u);
+  other.merges.pop_back();
+  GgufWriter third;
+  const auto refused = WriteGgufTokenizer(std::move(other), (*read)->config, original->Size(), third);
+  ASSERT_FALSE(refused);
+  EXPECT_THAT(refused.error().message, HasSubstr("merges"));
+}
+
 TEST(GgufTokenizers, RefuseWhatTheyDoNotKnowByKey) {
   ScratchDirectory directory;
   const auto bpe = [](const char* model, const char* pre, std::vector<std::string> merges) {

@@ -36,11 +36,6 @@ Status ReadAt(int fd, const std::filesystem::path& path, std::uint64_t offset, s
   return {};
 }
 
-bool IsExpert(compute::Role role) {
-  return role == compute::Role::kExpertGate || role == compute::Role::kExpertUp ||
-         role == compute::Role::kExpertDown;
-}
-
 }  // namespace
 
 std::vector<int> MoeIndex(const core::ModelSpec& spec) {
@@ -73,7 +68,7 @@ Status LoadWeights(const model::Checkpoint& checkpoint, const compute::WeightLay
   };
   const auto load_tensor = [&](const model::TensorSource& source, model::RowReader& reader) -> Status {
     const compute::TensorPlace& place = layout.Place(source.tensor.role, source.tensor.layer);
-    std::byte* blob = IsExpert(source.tensor.role)
+    std::byte* blob = model::OfExpert(source.tensor.role)
                           ? target.expert(moe_index[source.tensor.layer], source.tensor.expert)
                           : target.shared;
     const std::uint64_t row_bytes = model::EncodedBytes(source.encoding, place.k);

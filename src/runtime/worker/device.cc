@@ -146,6 +146,7 @@ void Device::ServeExperts(int ring, std::uint32_t step, int layer, const EpochEx
     for (int row = 0; row < rows; ++row) {
       for (int j = 0; j < shape.top_k; ++j) {
         const int expert = routes[row * shape.top_k + j];
+        if (expert < 0) break;  // top-any chose fewer
         if (exchange_.OwnerFor(ring, layer, expert, rank) != id_.value) continue;
         rows_by_expert_[expert].push_back(
             {activations + row * row_bytes, outputs + (std::size_t(row) * shape.top_k + j) * shape.hidden});

@@ -1,0 +1,208 @@
+#include "cli/calibration.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <thread>
+
+#include "cli/client.h"
+#include "cli/machine_speed.h"
+#include "cli/openai_answer.h"
+#include "model/checkpoint.h"
+
+namespace elasticmoe::cli {
+namespace {
+
+constexpr TimeNs kStartTimeout = 600'000'000'000;
+constexpr int kPrompt = 16, kOutput = 64;
+constexpr int kScalings = 3;
+// Times that every point is shown to the fit: enough that its prior counts little.
+constexpr int kRounds = 100;
+// A remapped page costs no copy, so the link is as good as none.
+constexpr double kRemapped = 1e15;
+
+double MedianSeconds(Samples& milliseconds) {
+  return milliseconds.Count() > 0 ? milliseconds.Percentile(50) * 1e-3 : 0;
+}
+
+// Decode steps of `rows` sequences at `devices`.
+core::StepShape DecodeShape(const sim::ModelShape& model, int rows, int devices) {
+  const double busiest = std::ceil(static_cast<double>(rows) / devices);
+  return {.devices = devices,
+          .rows = busiest,
+          .experts = core::ExpertsTouched(model.experts, model.top_k, devices, rows) * model.moe_layers,
+          .kv_bytes = busiest * (kPrompt + kOutput / 2.0) * model.kv_token_bytes};
+}
+
+core::StepShape PrefillShape(const sim::ModelShape& model, int rows, int devices) {
+  return {.devices = devices,
+          .rows = static_cast<double>(rows),
+          .experts = core::ExpertsTouched(model.experts, model.top_k, devices, rows) * model.moe_layers,
+          .kv_bytes = rows * model.kv_token_bytes};
+}
+
+Status MeasureSteps(MeasuredServer& server, const sim::ModelShape& model, int devices, double& request_s,
+                    std::vector<CalibrationPoint>& points,
+                    const std::function<void(const std::string&)>& say) {
+  double eight = 0;
+  for (const int rows : {1, 2, 4, 8, 16}) {
+    say(fmt::format("{} device{}: decoding {} sequences", devices, devices == 1 ? "" : "s", rows));
+    EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(kPrompt, kOutput, rows, std::max(4, 3 * rows)));
+    const double seconds = MedianSeconds(report.tpot_ms);
+    if (rows == 8) eight = seconds;
+    points.push_back({fmt::format("decode, {} rows, {} devices", rows, devices),
+                      DecodeShape(model, rows, devices), seconds});
+  }
+  EM_ASSIGN_OR_RETURN(LoadReport short_prompts, server.Closed(8, 2, 1, 12));
+  if (devices == 1) request_s = std::max(0.0, MedianSeconds(short_prompts.ttft_ms) - eight);
+  for (const int rows : {64, 256}) {
+    say(fmt::format("{} device{}: a prompt of {}", devices, devices == 1 ? "" : "s", rows));
+    EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(rows, 2, 1, 8));
+    const double seconds = std::max(1e-6, MedianSeconds(report.ttft_ms) - request_s);
+    points.push_back({fmt::format("prompt, {} rows, {} devices", rows, devices),
+                      PrefillShape(model, rows, devices), seconds});
+  }
+  return {};
+}
+
+}  // namespace
+
+Expected<std::unique_ptr<MeasuredServer>> MeasuredServer::Start(const CalibrationOptions& options) {
+  std::vector<std::string> arguments{options.model,
+                                     "--devices",
+                                     "1",
+                                     "--max-devices",
+                                     std::to_string(options.devices),
+                                     "--threads-per-device",
+                                     std::to_string(options.threads_per_device)};
+  if (options.domain_per_device) arguments.emplace_back("--domain-per-device");
+  arguments.insert(arguments.end(), options.serve_flags.begin(), options.serve_flags.end());
+  std::unique_ptr<MeasuredServer> out(new MeasuredServer);
+  const auto start = std::chrono::steady_clock::now();
+  EM_ASSIGN_OR_RETURN(out->child_, ServerChild::Start(std::move(arguments), kStartTimeout));
+  out->start_s_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  EM_ASSIGN_OR_RETURN(Url url, ParseUrl(out->child_->url()));
+  out->client_ = std::make_unique<HttpClient>(out->loop_, std::move(url), HttpClientOptions{});
+  EM_ASSIGN_OR_RETURN(const auto models, ListModels(*out->client_));
+  out->model_ = models.front().id;
+  out->vocab_ = models.front().vocab;
+  return out;
+}
+
+LoadOptions MeasuredServer::Load() const {
+  LoadOptions load;
+  load.model = model_;
+  if (vocab_ > 0) {
+    load.shape.first_id = vocab_ > 400 ? 100 : 0;
+    load.shape.end_id = vocab_;
+  }
+  return load;
+}
+
+Expected<LoadReport> MeasuredServer::Closed(int input_tokens, int output_tokens, int concurrency,
+                                            int requests) {
+  LoadOptions load = Load();
+  load.shape.input = {input_tokens, input_tokens};
+  load.shape.output = {output_tokens, output_tokens};
+  // Other prompts each time: none is found in the prefix cache.
+  static std::uint64_t seed = 1;
+  load.shape.seed = ++seed;
+  load.concurrency = concurrency;
+  load.requests = static_cast<std::uint64_t>(requests);
+  LoadReport report = Summarize(LoadRun(loop_, *client_, std::move(load)).Run(), {});
+  if (report.completed == 0 || report.failed > 0)
+    return Fail(ErrorCode::kUnavailable, "calibrating: failed={} of {} requests ({})", report.failed,
+                report.requests, report.first_error.empty() ? "" : report.first_error.begin()->second);
+  return report;
+}
+
+Expected<LoadReport> MeasuredServer::Open(const LoadShape& shape, double per_s, double seconds) {
+  LoadOptions load = Load();
+  load.shape.seed = shape.seed;
+  load.shape.input = shape.input;
+  load.shape.output = shape.output;
+  load.arrivals = Arrivals::Poisson({{per_s, seconds}}, shape.seed);
+  LoadReport report = Summarize(LoadRun(loop_, *client_, std::move(load)).Run(), {});
+  if (report.completed == 0 || report.failed > 0)
+    return Fail(ErrorCode::kUnavailable, "measuring: failed={} of {} requests ({})", report.failed,
+                report.requests, report.first_error.empty() ? "" : report.first_error.begin()->second);
+  return report;
+}
+
+Expected<double> MeasuredServer::Scale(int devices) {
+  const Json body = {{"devices", devices}};
+  EM_ASSIGN_OR_RETURN(Json answer,
+                      CallJson(*client_, {.method = "POST", .target = "/v1/scale", .body = DumpJson(body)}));
+  const std::string id = StringField(answer, "id");
+  for (int tries = 0; tries < 3000; ++tries) {
+    const std::string state = StringField(answer, "state");
+    if (state == "done")
+      return NumberField(answer.value("report", Json::object()), "scaling_latency_ms", 0) * 1e-3;
+    if (state == "aborted")
+      return Fail(ErrorCode::kFailedPrecondition, "scaling to {}: {}", devices, StringField(answer, "error"));
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    EM_ASSIGN_OR_RETURN(answer, CallJson(*client_, {.target = "/v1/scale/" + id}));
+  }
+  return Fail(ErrorCode::kDeadlineExceeded, "scaling to {}: it does not end", devices);
+}
+
+double Calibration::WorstDeviation() const {
+  double worst = 0;
+  for (const CalibrationPoint& one : points)
+    worst = std::max(worst, std::abs(one.fitted_s / std::max(one.measured_s, 1e-12) - 1));
+  return worst;
+}
+
+Expected<sim::ModelShape> ModelShapeOf(const std::string& directory) {
+  EM_ASSIGN_OR_RETURN(const model::Checkpoint checkpoint, model::Checkpoint::Open(directory));
+  return sim::ShapeOf(checkpoint.spec);
+}
+
+Expected<Calibration> Calibrate(const CalibrationOptions& options,
+                                const std::function<void(const std::string&)>& say) {
+  Calibration out;
+  EM_ASSIGN_OR_RETURN(const sim::ModelShape model, ModelShapeOf(options.model));
+  EM_ASSIGN_OR_RETURN(out.profile, sim::ProfileOf("cpu-core"));
+  out.profile.devices = options.devices;
+  say("memory");
+  EM_ASSIGN_OR_RETURN(out.profile.memory_bytes_s, ReadBandwidth());
+  EM_ASSIGN_OR_RETURN(const double copy, CopyBandwidth());
+  out.profile.link_bytes_s = options.domain_per_device ? copy : kRemapped;
+  say("start of a server");
+  EM_ASSIGN_OR_RETURN(const auto server, MeasuredServer::Start(options));
+  // Loading is part of what was measured.
+  out.profile.boot_s = server->start_s();
+  out.profile.host_bytes_s = out.profile.disk_bytes_s = kRemapped;
+  EM_ASSIGN_OR_RETURN(LoadReport warm, server->Closed(kPrompt, kOutput, 4, 8));
+  for (int devices = 1; devices <= options.devices; ++devices) {
+    if (devices > 1) {
+      say(fmt::format("{} to {} devices and back", devices - 1, devices));
+      for (int i = 0; i < kScalings; ++i) {
+        EM_ASSIGN_OR_RETURN(const double seconds, server->Scale(devices));
+        out.scaling_s.push_back(seconds);
+        if (i + 1 < kScalings) {
+          EM_ASSIGN_OR_RETURN(const double back, server->Scale(devices - 1));
+          (void)back;
+        }
+      }
+    }
+    EM_RETURN_IF_ERROR(MeasureSteps(*server, model, devices, out.profile.request_s, out.points, say));
+  }
+  if (!out.scaling_s.empty()) {
+    std::vector<double> sorted = out.scaling_s;
+    std::ranges::sort(sorted);
+    const double copied = options.domain_per_device
+                              ? (static_cast<double>(model.shared_bytes) + model.AllExpertBytes() / 2) / copy
+                              : 0;
+    out.profile.attach_s = std::max(0.0, sorted[sorted.size() / 2] - copied);
+  }
+  core::StepCostLearner learner(sim::CostOf(out.profile, model));
+  for (int round = 0; round < kRounds; ++round)
+    for (const CalibrationPoint& one : out.points) learner.Observe(one.shape, one.measured_s);
+  out.profile.measured = learner.cost();
+  for (CalibrationPoint& one : out.points) one.fitted_s = learner.cost().Seconds(one.shape);
+  return out;
+}
+
+}  // namespace elasticmoe::cli

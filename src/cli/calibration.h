@@ -1,0 +1,70 @@
+// Measures what the simulator needs to know of this machine and a model: step times, start-up, resizes.
+// Starts servers of its own. Effects: processes, sockets, the clock.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cli/load_report.h"
+#include "cli/load_run.h"
+#include "cli/server_child.h"
+#include "sim/profile.h"
+
+namespace elasticmoe::cli {
+
+struct CalibrationOptions {
+  std::string model;  // directory
+  int devices = 2;    // most
+  int threads_per_device = 1;
+  bool domain_per_device = false;
+  std::vector<std::string> serve_flags;
+};
+
+// A server at one device that may grow to `devices`, and a client of it.
+class MeasuredServer {
+ public:
+  static Expected<std::unique_ptr<MeasuredServer>> Start(const CalibrationOptions& options);
+
+  double start_s() const { return start_s_; }  // process start to the first answer, weights included
+  // One closed loop: `concurrency` requests at a time, `requests` in all. kUnavailable where one failed.
+  Expected<LoadReport> Closed(int input_tokens, int output_tokens, int concurrency, int requests);
+  // Poisson arrivals for `seconds`; seed and lengths are the shape's.
+  Expected<LoadReport> Open(const LoadShape& shape, double per_s, double seconds);
+  // Seconds from the command to the new size, as the server says.
+  Expected<double> Scale(int devices);
+
+ private:
+  MeasuredServer() = default;
+  LoadOptions Load() const;
+  std::unique_ptr<ServerChild> child_;
+  EventLoop loop_;
+  std::unique_ptr<HttpClient> client_;
+  std::string model_;
+  int vocab_ = 0;
+  double start_s_ = 0;
+};
+
+struct CalibrationPoint {
+  std::string what;
+  core::StepShape shape;
+  double measured_s = 0;
+  double fitted_s = 0;
+};
+
+struct Calibration {
+  sim::ClusterProfile profile;
+  std::vector<CalibrationPoint> points;
+  std::vector<double> scaling_s;  // of each growth by a device that was tried
+
+  double WorstDeviation() const;  // of the fitted from the measured times, as a share
+};
+
+// The model's shape, for the simulator.
+Expected<sim::ModelShape> ModelShapeOf(const std::string& directory);
+
+Expected<Calibration> Calibrate(const CalibrationOptions& options,
+                                const std::function<void(const std::string&)>& say);
+
+}  // namespace elasticmoe::cli

@@ -1,0 +1,52 @@
+#include "cli/machine_speed.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "runtime/vmm.h"
+
+namespace elasticmoe::cli {
+
+Expected<double> CopyBandwidth() {
+  constexpr std::size_t kBytes = std::size_t{128} << 20, kPiece = std::size_t{8} << 20;
+  const runtime::PageKind pages = runtime::BestPageKind();
+  EM_ASSIGN_OR_RETURN(const runtime::Fd from_fd, runtime::CreateMemory("bench-from", kBytes, pages));
+  EM_ASSIGN_OR_RETURN(const runtime::Mapping from, runtime::Map(from_fd.get(), 0, kBytes, true));
+  EM_RETURN_IF_ERROR(runtime::Populate(from.data(), kBytes, pages));
+  double best = 0;
+  for (int round = 0; round < 5; ++round) {
+    EM_ASSIGN_OR_RETURN(const runtime::Fd to_fd, runtime::CreateMemory("bench-to", kBytes, pages));
+    EM_ASSIGN_OR_RETURN(const runtime::Mapping to, runtime::Map(to_fd.get(), 0, kBytes, true));
+    const auto start = std::chrono::steady_clock::now();
+    for (std::size_t at = 0; at < kBytes; at += kPiece) {
+      EM_RETURN_IF_ERROR(runtime::Populate(to.data() + at, kPiece, pages));
+      runtime::CopyPastCaches(to.data() + at, from.data() + at, kPiece);
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, kBytes / seconds);
+  }
+  return best;
+}
+
+Expected<double> ReadBandwidth() {
+  constexpr std::size_t kWords = std::size_t{32} << 20;  // 256 MiB: no cache holds it
+  std::vector<std::uint64_t> words(kWords, 1);
+  double best = 0;
+  std::uint64_t sum = 0;
+  for (int round = 0; round < 5; ++round) {
+    const auto start = std::chrono::steady_clock::now();
+    std::uint64_t part[8] = {};  // chains of additions that do not wait for each other
+    for (std::size_t i = 0; i < kWords; i += 8)
+      for (std::size_t k = 0; k < 8; ++k) part[k] += words[i + k];
+    for (const std::uint64_t one : part) sum += one;
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, kWords * sizeof(std::uint64_t) / seconds);
+  }
+  if (sum != 5 * kWords)
+    return Fail(ErrorCode::kInternal, "reading memory: sum={} (limit={})", sum, 5 * kWords);
+  return best;
+}
+
+}  // namespace elasticmoe::cli
