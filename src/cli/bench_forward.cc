@@ -9,7 +9,7 @@
 namespace elasticmoe::cli {
 namespace {
 
-// Products of one row with all that is no expert, and with its experts.
+// Products of one row with all that is no expert.
 double OperationsOfRow(const core::ModelSpec& spec, const compute::WeightLayout& layout) {
   double weights = 0;
   const auto add = [&](compute::Role role, int layer) {
@@ -25,7 +25,7 @@ double OperationsOfRow(const core::ModelSpec& spec, const compute::WeightLayout&
     add(compute::Role::kO, layer);
     if (spec.layers[layer].moe) {
       add(compute::Role::kRouter, layer);
-      weights += mlp * (spec.moe.top_k * spec.moe.expert_width + spec.moe.shared_width);
+      weights += mlp * spec.moe.shared_width;
     } else {
       weights += mlp * spec.layers[layer].dense_width;
     }
@@ -153,9 +153,12 @@ void ForwardAlone::Experts(int layer, int moe_layer) {
   forward_.Route(layer, shared_, activations_.data(), chosen_.data(), mix_.data());
   const std::size_t row_bytes = static_cast<std::size_t>(spec_.hidden) * kernels_.activation_bytes;
   for (auto& rows : visits_) rows.clear();
-  for (std::size_t i = 0; i < chosen_.size(); ++i)
+  for (std::size_t i = 0; i < chosen_.size(); ++i) {
+    if (chosen_[i] < 0) continue;  // fewer than top_k
+    work_.operations += 6.0 * spec_.hidden * spec_.moe.expert_width;
     visits_[static_cast<std::size_t>(chosen_[i])].push_back(
         {activations_.data() + i / spec_.moe.top_k * row_bytes, &outputs_[i * spec_.hidden]});
+  }
   std::vector<compute::ExpertBatch> batches;
   for (int expert = 0; expert < spec_.moe.experts; ++expert) {
     if (visits_[expert].empty()) continue;

@@ -70,7 +70,7 @@ class ForwardAlone {
   compute::SharedWeights shared_;
   std::vector<compute::MlpWeights> experts_;  // [moe layer * experts + expert]
   std::vector<int> moe_index_;
-  double row_operations_ = 0;  // of a row, all layers, without attention's own and the head
+  double row_operations_ = 0;  // of a row, all layers, without experts, attention's own and the head
   compute::KvCache kv_;
   std::vector<std::byte*> chunks_;
   runtime::Fd kv_memory_;

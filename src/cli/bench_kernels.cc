@@ -17,6 +17,7 @@
 #include "cli/client.h"
 #include "cli/command.h"
 #include "cli/engine_flags.h"
+#include "compute/activation.h"
 #include "compute/forward.h"
 #include "compute/quantized_row.h"
 #include "compute/sampler.h"
@@ -171,12 +172,13 @@ class KernelBench {
   void GateUp(int k, int n, int m) {
     Rows rows(m, InputBytes(k), n);
     const auto run = Quantized() ? kernels_.quantized.gate_up : kernels_.gate_up;
+    const compute::Activation silu;
     Measure(fmt::format("gate_up/{}x{}/m{}", k, n, m),
             {4.0 * m * n * k, 2.0 * static_cast<double>(compute::PackedBytes(n, k, options_.weights))},
             [&, next = std::size_t{0}]() mutable {
               const PackedMatrix gate = Cold(n, k, next++), up = Cold(n, k, next++);
               Split(n, [&](int first, int last) {
-                run(gate, up, {}, rows.in_rows.data(), m, first, last, rows.activation_rows.data());
+                run(gate, up, silu, rows.in_rows.data(), m, first, last, rows.activation_rows.data());
               });
             });
   }

@@ -30,7 +30,8 @@ std::string SvgCurve(std::string_view label, const std::vector<std::pair<double,
   double x = 0;
   for (const auto& [at_s, value] : curve) {
     x = at_s / end_s * kWidth;
-    points += fmt::format(" {:.1f},{:.1f}", x, kHeight - std::max(value, 0.0) / std::max(most, 1e-9) * kHeight);
+    points +=
+        fmt::format(" {:.1f},{:.1f}", x, kHeight - std::max(value, 0.0) / std::max(most, 1e-9) * kHeight);
   }
   points += fmt::format(" {:.1f},{}", x, kHeight);
   return fmt::format(

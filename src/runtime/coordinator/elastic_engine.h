@@ -227,7 +227,7 @@ class ElasticEngine : public Engine {
   std::optional<PeerCopies> peers_;
   std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
   std::chrono::steady_clock::time_point vacating_since_;
-  mutable std::mutex rows_mutex_;              // not the instances': who shows metrics must not wait for a resize
+  mutable std::mutex rows_mutex_;  // not the instances': who shows metrics must not wait for a resize
   std::vector<std::uint64_t> rows_at_resize_;  // by (layer, expert), at the last commit; guarded by it
 
   // Owned by the engine's thread once it runs.
