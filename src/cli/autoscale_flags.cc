@@ -9,10 +9,12 @@
 namespace elasticmoe::cli {
 namespace {
 
-std::uint64_t WeightBytes(const core::ModelSpec& spec) {
-  std::uint64_t experts = 0;
-  for (const core::LayerSpec& layer : spec.layers) experts += layer.moe ? spec.moe.experts : 0;
-  return sim::SharedBytes(spec) + experts * sim::ExpertBytes(spec);
+sim::ModelShape ShapeOf(const core::ModelSpec& spec) {
+  constexpr double kInt8Bytes = 1 + 2.0 / 64,
+                   kInt4Bytes = 0.5 + 2.0 / 64;  // a weight, with its share of a scale
+  return sim::ShapeOf(spec, spec.weights == core::WeightFormat::kInt8   ? kInt8Bytes
+                            : spec.weights == core::WeightFormat::kInt4 ? kInt4Bytes
+                                                                        : 2);
 }
 
 }  // namespace
@@ -83,7 +85,7 @@ Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFla
   // memory can do; others start an engine.
   settings.policy.resize_s = flags.strategy == "cold-restart" ? 3.0 : 0.05;
   if (engine.domain_per_device && flags.strategy != "cold-restart")
-    settings.policy.resize_s += static_cast<double>(WeightBytes(replicas.Spec())) / 5e9;
+    settings.policy.resize_s += ShapeOf(replicas.Spec()).AllBytes() / 5e9;
   settings.policy.observe = flags.observe;
   settings.strategy = flags.strategy;
   settings.hold_ns = static_cast<TimeNs>(flags.hold_s * 1e9);
@@ -91,7 +93,8 @@ Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFla
   EM_ASSIGN_OR_RETURN(sim::ClusterProfile core, sim::ProfileOf("cpu-core"));
   core.flops *= engine.threads_per_device;
   core.memory_bytes_s *= engine.threads_per_device;
-  return runtime::Autoscaler::Make(settings, replicas.Shape(), sim::CostOf(core, replicas.Spec()), replicas);
+  return runtime::Autoscaler::Make(settings, replicas.Shape(), sim::CostOf(core, ShapeOf(replicas.Spec())),
+                                   replicas);
 }
 
 }  // namespace elasticmoe::cli
