@@ -4,7 +4,8 @@
 // What is done so that llama.cpp is not wronged:
 //   - it decodes in batches of all sequences (its own continuous batching), never one by one;
 //   - it is fed the tokens that our engine generated, and in the rows without HTTP it samples none: ours does;
-//   - each row takes the better of 1 and 2 threads for it; both sides run on the same cores;
+//   - each row takes the better of 1 and 2 threads for it; both sides run on the same cores, ours as one device of
+//     two threads unless --flags says otherwise (a device a core is better for nothing here but for being resized);
 //   - its weights lie in memory of its own, in transparent huge pages, not in a mapped file;
 //   - the sequences' prompts are in its cache before decoding is timed, as in ours.
 // Ours is the whole engine: scheduler, worker processes, exchange between them, sampling.
@@ -25,13 +26,13 @@ const {values: options} = parseArgs({options: {
   "no-serve": {type: "boolean", default: false},
   elasticmoe: {type: "string", default: join(top, "build/release/elasticmoe")},
   directory: {type: "string", default: join(top, "build/peers")},
-  flags: {type: "string", default: ""},
+  flags: {type: "string", default: "--devices 1 --threads 2"},
   help: {type: "boolean", default: false}
 }});
 if (options.help) {
   console.log(`node run.mjs [--json] [--quick] [--rounds N] [--formats bf16,int8,int4] [--no-serve]
-             [--elasticmoe PROGRAM] [--directory DIR] [--flags "--devices 1 --threads 2"]
-  --quick      fewer rounds and steps: a minute or two
+             [--elasticmoe PROGRAM] [--directory DIR] [--flags "--devices 2 --threads 1"]
+  --quick      the rows of 1 and 32 sequences alone, fewer rounds and steps, bf16 alone over HTTP
   --directory  where the model and its exports are made, and found again
   --flags      passed on to our engine`);
   process.exit(0);
@@ -40,7 +41,7 @@ const rounds = Number(options.rounds ?? (options.quick ? 3 : 7));
 const steps = options.quick ? 8 : 24;
 const context = options.quick ? 32 : 64;  // tokens of each sequence before
 const prefillTokens = 512;
-const sequenceCounts = [1, 4, 16, 32];
+const sequenceCounts = options.quick ? [1, 32] : [1, 4, 16, 32];
 const served = {concurrency: 32, requests: options.quick ? 32 : 64, input: 128, output: 64};
 const ggufType = {bf16: "bf16", int8: "q8_0", int4: "q4_0"};
 const flags = options.flags.split(" ").filter((flag) => flag !== "");
@@ -233,7 +234,7 @@ for (const format of options.formats.split(",")) {
     continue;
   }
   about = await measureEngines(model, format, rows);
-  if (!options["no-serve"]) await measureServed(model, format, rows);
+  if (!options["no-serve"] && (!options.quick || format === "bf16")) await measureServed(model, format, rows);
 }
 const result = {bench: "peers", peer: `llama.cpp ${about.release} (node-llama-cpp 3.22.1, server: server.mjs)`,
                 model: "random qwen3-moe, 1.3 B, 16 layers, 64 experts, top 4", rounds, steps, context,

@@ -393,7 +393,8 @@ void ElasticEngine::TakePlacement(const core::Placement& placement) {
 // device would have to take part that has nothing to do so far (it does not keep step with the others), or
 // one that leaves has rows.
 bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
-  if (options_.domain_per_device) return false;  // seen to change tokens there once: at the step's end
+  // What a commit between domains gives up (experts dropped, domains closed) may be read until the step's end.
+  if (options_.domain_per_device) return false;
   const std::scoped_lock lock(instances_mutex_);
   if (!CheckCommit(placement)) return false;  // said between the steps
   ExchangeHeader& header = exchange_->header();
