@@ -252,11 +252,14 @@ void RegisterBenchDecode(CLI::App& bench, Action& action) {
       "--paced", options->paced,
       "Measure what lines on stdin ask for, \"prefill TOKENS\", \"decode SEQUENCES\" or \"limits\", "
       "and answer each with a line of JSON");
-  sub->add_option("--paced-prefill", options->prefills, "The longest prompt of --paced")
+  sub->add_option("--paced-prefill", options->prefills, "The longest prompt of --paced (default: 512)")
       ->expected(1)
       ->check(CLI::Range(1, 1'000'000))
       ->needs(paced);
-  sub->callback([&action, options] { action = [options] { return Run(*options, "bench decode"); }; });
+  sub->callback([&action, options] {
+    if (options->paced && options->prefills.empty()) options->prefills = {512};
+    action = [options] { return Run(*options, "bench decode"); };
+  });
 }
 
 }  // namespace elasticmoe::cli

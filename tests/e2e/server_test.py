@@ -52,8 +52,10 @@ class Manners(unittest.TestCase):
                                % (len(body), body))
                 self.assertIn(b"200", stream.recv(4096))
             deadline = time.monotonic() + 5
-            while metric(server, "vllm:num_requests_running") > 0 and time.monotonic() < deadline:
+            aborted = 'vllm:request_success_total{finished_reason="abort"'
+            while metric(server, aborted) < 1 and time.monotonic() < deadline:
                 time.sleep(0.02)
+            time.sleep(0.1)  # the gauges follow
             self.assertEqual(0, metric(server, "vllm:num_requests_running"))
             self.assertEqual(0, metric(server, "vllm:kv_cache_usage_perc"))
 

@@ -171,6 +171,8 @@ void ElasticEngine::Watch(const std::stop_token& stop) {
     std::vector<pollfd> polled;
     for (const Watched& one : all) polled.push_back({one.fd.get(), POLLIN, 0});
     if (::poll(polled.data(), polled.size(), 50) <= 0) continue;
+    // Who was a standby when this list was made may be in the steps by now: judged by the new list.
+    if (watch_again_) continue;
     // Those that ended are not looked at again, until the engine has replaced them.
     std::vector<Watched> alive;
     bool in_steps = false;
