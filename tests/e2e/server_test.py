@@ -52,7 +52,7 @@ class Manners(unittest.TestCase):
                                % (len(body), body))
                 self.assertIn(b"200", stream.recv(4096))
             deadline = time.monotonic() + 5
-            aborted = 'vllm:request_success_total{finished_reason="abort"'
+            aborted = 'vllm:request_success_total{engine="0",finished_reason="abort"'
             while metric(server, aborted) < 1 and time.monotonic() < deadline:
                 time.sleep(0.02)
             time.sleep(0.1)  # the gauges follow
