@@ -53,7 +53,7 @@ bench: build $(BENCH_MODEL)/config.json  ## This machine's tables: kernels, expe
 bench-peers:  ## ElasticMoE beside llama.cpp on the same weights (JSON=1: JSON on stdout alone; QUICK=1: fewer rows and rounds)
 	@$(MAKE) --no-print-directory build >&2
 	@if [ "$$(uname -m)" != x86_64 ]; then echo "bench-peers: skipped, needs x86-64" >&2; exit 0; fi; \
-	if ! (cd bench/peers/llama_cpp && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent --no-audit --no-fund --ignore-scripts --omit=optional; }) >&2; then \
+	if ! (cd bench/peers/llama_cpp && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm install --no-save --silent --no-audit --no-fund --ignore-scripts --omit=optional; }) >&2; then \
 	  echo "bench-peers: skipped, npm cannot fetch node-llama-cpp" >&2; exit 0; fi; \
 	node bench/peers/llama_cpp/run.mjs $(if $(JSON),--json) $(if $(QUICK),--quick)
 
