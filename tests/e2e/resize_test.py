@@ -111,7 +111,8 @@ class Resize(unittest.TestCase):
             self.under_load(server, there_and_back)
 
     def test_a_worker_killed_in_the_middle_of_a_resize_changes_nothing(self):
-        with Server(devices=2, flags=["--max-devices", "6", *self.FLAGS]) as server:
+        # A step whose device hangs is given up after 10 s: four kills within a resize may do that.
+        with Server(devices=2, flags=["--max-devices", "6", "--step-timeout", "10", "--worker-timeout", "5", *self.FLAGS]) as server:
             def scale_and_kill():
                 def kill():
                     for device in (0, 2, 1, 3):

@@ -193,9 +193,6 @@ void ElasticEngine::TakePlacement(const core::Placement& placement) {
 // device would have to take part that has nothing to do so far (it does not keep step with the others), or
 // one that leaves has rows.
 bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
-  // What a commit between domains gives up (experts dropped, domains closed) may be read until the step's
-  // end.
-  if (options_.domain_per_device) return false;
   const std::scoped_lock lock(instances_mutex_);
   if (!CheckCommit(placement)) return false;  // said between the steps
   ExchangeHeader& header = exchange_->header();
@@ -220,6 +217,10 @@ bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
 
 Status ElasticEngine::Commit(const core::Placement& placement) {
   if (PlacementNow().epoch() == placement.epoch()) return {};  // asked twice
+  // What a commit between domains gives up (experts dropped, domains closed) may be read until the step's
+  // end.
+  std::function<bool()> early;
+  if (!options_.domain_per_device) early = [&] { return CommitWithinStep(placement); };
   EM_RETURN_IF_ERROR(BetweenSteps(
       [&]() -> Status {
         const std::scoped_lock lock(instances_mutex_);
@@ -230,7 +231,7 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
         PublishSettled();
         return {};
       },
-      [&] { return CommitWithinStep(placement); }));
+      early));
   {
     const std::scoped_lock lock(rows_mutex_);
     rows_at_resize_.clear();
