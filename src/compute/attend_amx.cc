@@ -23,10 +23,10 @@ constexpr int kTileDim = 32;                       // of q and k: 64 bytes of bf
 constexpr int kValueDim = 16;                      // of v: 64 bytes of pairs
 
 Bf16* KeyOf(const KvLayout& kv, int layer, int head, std::byte* block) {
-  return reinterpret_cast<Bf16*>(block + layer * kv.LayerBytes() + head * kv.HeadBytes());
+  return reinterpret_cast<Bf16*>(block + kv.KeyOffset(layer, head));
 }
 Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
-  return reinterpret_cast<Bf16*>(block + layer * kv.LayerBytes() + (kv.kv_heads + head) * kv.HeadBytes());
+  return reinterpret_cast<Bf16*>(block + kv.ValueOffset(layer, head));
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {

@@ -132,10 +132,10 @@ void Router(const float* x, int m, const float* w, int experts, int hidden, floa
 }
 
 Bf16* KeyOf(const KvLayout& kv, int layer, int head, std::byte* block) {
-  return reinterpret_cast<Bf16*>(block + layer * kv.LayerBytes() + head * kv.HeadBytes());
+  return reinterpret_cast<Bf16*>(block + kv.KeyOffset(layer, head));
 }
 Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
-  return reinterpret_cast<Bf16*>(block + layer * kv.LayerBytes() + (kv.kv_heads + head) * kv.HeadBytes());
+  return reinterpret_cast<Bf16*>(block + kv.ValueOffset(layer, head));
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {

@@ -69,10 +69,10 @@ void Router(const float* x, int m, const float* w, int experts, int hidden, floa
 }
 
 float* KeyOf(const KvLayout& kv, int layer, int head, std::byte* block) {
-  return reinterpret_cast<float*>(block + layer * kv.LayerBytes() + head * kv.HeadBytes());
+  return reinterpret_cast<float*>(block + kv.KeyOffset(layer, head));
 }
 float* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
-  return reinterpret_cast<float*>(block + layer * kv.LayerBytes() + (kv.kv_heads + head) * kv.HeadBytes());
+  return reinterpret_cast<float*>(block + kv.ValueOffset(layer, head));
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {

@@ -26,6 +26,13 @@ struct KvLayout {
   // K of all heads, then V.
   std::size_t LayerBytes() const { return (latent_values > 0 ? 1 : 2) * kv_heads * HeadBytes(); }
   std::size_t BlockBytes() const { return layers * LayerBytes(); }
+  // Where K or V of one head of one layer begins in a block; not over latents.
+  [[gnu::always_inline]] std::size_t KeyOffset(int layer, int head) const {
+    return layer * LayerBytes() + head * HeadBytes();
+  }
+  [[gnu::always_inline]] std::size_t ValueOffset(int layer, int head) const {
+    return layer * LayerBytes() + (kv_heads + head) * HeadBytes();
+  }
 };
 
 // The blocks as one device sees them: chunks of `blocks_per_chunk` blocks, mapped anywhere.
