@@ -169,6 +169,12 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
 Status ElasticEngine::CheckCommit(const core::Placement& placement) const {
   if (!prepared_ || prepared_->epoch() != placement.epoch())
     return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: it is not prepared", placement.epoch());
+  // One that died after it had prepared the epoch is nobody's to replace while it is no member: the step it
+  // joined would wait for it.
+  for (const DeviceId member : placement.members())
+    if (placement_.RankOf(member) < 0 && instances_->PidOf(member) < 0)
+      return Fail(ErrorCode::kUnavailable, "committing epoch {}: the worker of device {} ended",
+                  placement.epoch(), member);
   for (const DeviceId member : placement_.members())
     if (placement.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
       return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: device {} still has {} sequences",
