@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <optional>
+#include <sstream>
 #include <string>
 
 #include "base/log.h"
@@ -103,39 +105,65 @@ std::string Table(const EngineBench& bench, const Json& rows, int rounds) {
                      rounds == 1 ? "" : "s", AlignColumns(cells));
 }
 
+// A line of stdin: "prefill TOKENS [SEED]" or "decode SEQUENCES [SEED]".
+struct Question {
+  bool prefill = false;
+  int count = 0;
+  std::uint64_t seed = 0;
+  bool operator==(const Question&) const = default;
+};
+
+std::optional<Question> ParseQuestion(const std::string& line, std::uint64_t next_seed,
+                                      const Options& options) {
+  std::istringstream words(line);
+  std::string kind, more;
+  Question question{.seed = next_seed};
+  if (!(words >> kind >> question.count)) return std::nullopt;
+  question.prefill = kind == "prefill";
+  if (!(words >> std::ws).eof() && !(words >> question.seed)) return std::nullopt;
+  const int most = question.prefill ? options.prefills[0] : options.sequences[0];
+  if ((!question.prefill && kind != "decode") || words >> more || question.count < 1 || question.count > most)
+    return std::nullopt;
+  return question;
+}
+
 // Measurements as stdin asks for them, so that another program can take turns with this one.
 int RunPaced(EngineBench& bench, const Options& options, const char* command) {
-  std::uint64_t seed = options.seed;
+  std::uint64_t next_seed = options.seed;
   std::printf("%s\n", DumpJson({{"machine", ToJson(bench.limits())}}).c_str());
   std::fflush(stdout);
-  for (std::string line; std::getline(std::cin, line); ++seed) {
+  std::optional<Question> last;
+  Timed alone;  // of the last question, as its work
+  Work work;
+  for (std::string line; std::getline(std::cin, line); ++next_seed) {
     if (line == "limits") {
       bench.MeasureLimitsAgain();
       std::printf("%s\n", DumpJson({{"machine", ToJson(bench.limits())}}).c_str());
       std::fflush(stdout);
       continue;
     }
-    const std::size_t space = line.find(' ');
-    const int count = space == std::string::npos ? 0 : std::atoi(line.c_str() + space);
-    const bool prefill = line.starts_with("prefill "), decode = line.starts_with("decode ");
-    if (count < 1 || (!prefill && !decode) ||
-        count > (prefill ? options.prefills[0] : options.sequences[0])) {
+    const auto question = ParseQuestion(line, next_seed, options);
+    if (!question) {
       std::fprintf(
           stderr,
-          "elasticmoe %s: %s: expected \"limits\", \"prefill TOKENS\" or \"decode SEQUENCES\", up to %d and "
-          "%d\n",
+          "elasticmoe %s: %s: expected \"limits\", \"prefill TOKENS [SEED]\" or \"decode SEQUENCES "
+          "[SEED]\", up to %d and %d\n",
           command, line.c_str(), options.prefills[0], options.sequences[0]);
       return 2;
     }
-    Work work;
+    const bool prefill = question->prefill;
     const Sequences prompts =
-        prefill ? bench.Prompts(1, count, seed) : bench.Prompts(count, options.context, seed);
+        bench.Prompts(prefill ? 1 : question->count, prefill ? question->count : options.context, question->seed);
     const auto timed = prefill ? bench.PrefillEngine(prompts[0]) : bench.DecodeEngine(prompts, options.steps);
     if (!timed) return Complain(command, timed.error());
-    const Timed alone =
-        prefill ? bench.PrefillAlone(prompts[0], work) : bench.DecodeAlone(prompts, options.steps, work);
+    if (question != last) {
+      work = {};
+      alone =
+          prefill ? bench.PrefillAlone(prompts[0], work) : bench.DecodeAlone(prompts, options.steps, work);
+    }
+    last = question;
     std::printf("%s\n", DumpJson({{"seconds", timed->seconds},
-                                  {"tokens", prefill ? count : count * options.steps},
+                                  {"tokens", question->count * (prefill ? 1 : options.steps)},
                                   {"operations", work.operations},
                                   {"bytes", work.bytes},
                                   {"forward_alone_seconds", alone.seconds},
@@ -250,8 +278,9 @@ void RegisterBenchDecode(CLI::App& bench, Action& action) {
       ->capture_default_str();
   auto* paced = sub->add_flag(
       "--paced", options->paced,
-      "Measure what lines on stdin ask for, \"prefill TOKENS\", \"decode SEQUENCES\" or \"limits\", "
-      "and answer each with a line of JSON");
+      "Measure what lines on stdin ask for, \"prefill TOKENS [SEED]\", \"decode SEQUENCES [SEED]\" or "
+      "\"limits\", and answer each with a line of JSON; a question asked again is timed again in the engine "
+      "alone");
   sub->add_option("--paced-prefill", options->prefills, "The longest prompt of --paced (default: 512)")
       ->expected(1)
       ->check(CLI::Range(1, 1'000'000))

@@ -82,6 +82,29 @@ class Manners(unittest.TestCase):
                 self.assertEqual(400, status)
                 self.assertIn("tokenizer", answer["error"]["message"])
 
+    def test_two_servers_never_share_memory(self):
+        def start(port):
+            return [BINARY, "serve", DEMO, "--port", str(port), "--devices", "1", "--kv-memory", "32MiB", "--standby", "0"]
+
+        with Server(devices=1) as server:
+            hmm = server.children("hmm")
+            second = subprocess.run(start(server.port), capture_output=True, text=True, timeout=60)
+            self.assertEqual(1, second.returncode)
+            self.assertIn(f"127.0.0.1:{server.port} is another running server's memory", second.stderr)
+            self.assertEqual(hmm, server.children("hmm"))
+            self.assertEqual(24, len(server.complete("Once upon a time")[0]))
+        # Free ports have no name of their own.
+        both = [subprocess.Popen(start(0), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+        try:
+            for one in both:
+                about = next(line for line in one.stdout if "KV blocks" in line)
+                self.assertNotIn("adopted", about)
+        finally:
+            for one in both:
+                one.terminate()
+                one.wait(30)
+                one.stdout.close()
+
     def test_a_broken_model_directory_is_refused_with_its_file(self):
         def harm_weights(path):
             data = (path / "model.safetensors").read_bytes()

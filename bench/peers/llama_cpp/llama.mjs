@@ -37,6 +37,11 @@ export async function open(path, {sequences, tokensEach, batchSize = 512}) {
       return indexes;
     },
     sample: (index) => context.sampleToken(index, sampler),  // greedy
+    // Its tokens from position `begin` on, up to `end`.
+    truncate(sequence, begin, end) {
+      if (!context.removeTokenCellsFromSequence(sequence, begin, end))
+        throw new Error(`llama.cpp cannot shorten sequence ${sequence} to ${begin} tokens`);
+    },
     forget: (sequence) => context.disposeSequence(sequence)
   };
 }

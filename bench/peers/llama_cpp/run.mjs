@@ -32,14 +32,15 @@ const {values: options} = parseArgs({options: {
 if (options.help) {
   console.log(`node run.mjs [--json] [--quick] [--rounds N] [--formats bf16,int8,int4] [--no-serve]
              [--elasticmoe PROGRAM] [--directory DIR] [--flags "--devices 2 --threads 1"]
-  --quick      the rows of 1 and 32 sequences alone, fewer rounds and steps, bf16 alone over HTTP
+  --quick      the rows of 1 and 32 sequences alone, fewer rounds and steps, each row on one set of prompts, bf16
+               alone over HTTP
   --directory  where the model and its exports are made, and found again
   --flags      passed on to our engine`);
   process.exit(0);
 }
 const rounds = Number(options.rounds ?? (options.quick ? 3 : 7));
 const steps = options.quick ? 8 : 24;
-const context = options.quick ? 32 : 64;  // tokens of each sequence before
+const context = options.quick ? 16 : 64;  // tokens of each sequence before
 const prefillTokens = 512;
 const sequenceCounts = options.quick ? [1, 32] : [1, 4, 16, 32];
 const served = {concurrency: 32, requests: options.quick ? 32 : 64, input: 128, output: 64};
@@ -131,24 +132,26 @@ async function measureEngines(model, format, rows) {
     ...flags]);
   await ours.next();
 
-  const askPeer = (kind, {prompts, generated}, most = Infinity) => peer.ask(JSON.stringify(kind === "prefill"
-      ? {op: "prefill", prompt: prompts[0]}
+  const askPeer = (kind, {prompts, generated}, most = Infinity, mostPrompt = Infinity) => peer.ask(JSON.stringify(
+      kind === "prefill"
+      ? {op: "prefill", prompt: prompts[0].slice(0, mostPrompt)}
       // Fed what ours was fed: what came after the prompt, but the last token.
       : {op: "decode", prompts, tokens: generated.map((tokens) => tokens.slice(0, Math.min(most, steps)))}));
   for (const [kind, count] of [["prefill", prefillTokens], ...sequenceCounts.map((n) => ["decode", n])]) {
     const name = `${kind}_${count}_${format}`;
-    const warm = await ours.ask(`${kind} ${count}`);
+    const question = `${kind} ${count}${options.quick ? " 1" : ""}`;  // the same prompts in all rounds, or others
+    const warm = await ours.ask(question);
     const trial = [];
-    for (const threads of [1, 2]) {
+    for (const threads of [2, 1]) {
       await peer.ask(JSON.stringify({op: "threads", count: threads}));
-      trial.push({threads, seconds: (await askPeer(kind, warm, 3)).seconds});
+      trial.push({threads, seconds: (await askPeer(kind, warm, 3, 128)).seconds});
     }
     const threads = trial.sort((a, b) => a.seconds - b.seconds)[0].threads;
     await peer.ask(JSON.stringify({op: "threads", count: threads}));
     const times = {ours: [], peer: [], alone: []};
     let work = {};
     for (let round = 0; round < rounds; ++round) {
-      const mine = await ours.ask(`${kind} ${count}`);
+      const mine = await ours.ask(question);
       times.ours.push(mine.seconds);
       times.alone.push(mine.forward_alone_seconds);
       work = {operations: mine.operations, bytes: mine.bytes};

@@ -1,7 +1,9 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
+#include <thread>
 #include <utility>
 
 #include "base/check.h"
@@ -15,6 +17,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr int kSpins = 1000;  // ~40 us: a few layers' wait, far below a scheduler slice
+constexpr TimeNs kOwnerPatience = 3'000'000'000;
 
 }  // namespace
 
@@ -51,6 +54,26 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   return options;
 }
 
+// Two engines on one HMM would write into each other's KV: the name is held as long as this process lives. The
+// engine before may still be on its way out, killed or replaced: it is waited for.
+Status ElasticEngine::TakeName() {
+  const TimeNs deadline = Now() + kOwnerPatience;
+  for (;;) {
+    auto owner = Listener::Bind("owner/" + options_.hmm_socket);
+    if (owner) {
+      owner_ = std::move(*owner);
+      return {};
+    }
+    if (owner.error().code != ErrorCode::kAlreadyExists) return tl::unexpected<Error>(owner.error());
+    if (Now() > deadline)
+      return Fail(ErrorCode::kAlreadyExists,
+                  "starting the engine: {} is another running server's memory; stop that server, or choose "
+                  "another address (--port)",
+                  options_.hmm_socket);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
 Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_t)>& progress) {
   const core::ModelSpec& spec = checkpoint_.spec;
   EM_ASSIGN_OR_RETURN(const compute::Kernels* kernels, compute::FindKernels(options_.kernels));
@@ -77,6 +100,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   shape.activation_bytes = kernels->activation_bytes;
   EM_ASSIGN_OR_RETURN(exchange_, Exchange::Create(shape));
 
+  EM_RETURN_IF_ERROR(TakeName());
   EM_ASSIGN_OR_RETURN(placement_, FirstPlacement());
   // Workers start up while the weights are loaded.
   EM_ASSIGN_OR_RETURN(hmm_, HmmClient::StartOrAdopt(HmmOptionsFor(), placement_));

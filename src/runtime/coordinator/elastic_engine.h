@@ -29,6 +29,7 @@
 #include "core/policy/step_cost.h"
 #include "core/schedule/scheduler.h"
 #include "model/checkpoint.h"
+#include "runtime/channel.h"
 #include "runtime/coordinator/hmm_client.h"
 #include "runtime/coordinator/instance_manager.h"
 #include "runtime/coordinator/kv_mover.h"
@@ -44,7 +45,8 @@ inline constexpr std::chrono::milliseconds kHmmPoll{
 
 struct EngineOptions {
   std::filesystem::path model;
-  std::string hmm_socket;  // abstract name; the same name finds the same HMM after a crash
+  // Abstract name of the HMM's socket: the same name finds the same HMM after a crash. One engine at a time.
+  std::string hmm_socket;
   int devices = 1;         // of the first placement; an adopted HMM's size wins
   int max_devices = 1;
   int threads_per_device = 1;
@@ -148,6 +150,7 @@ class ElasticEngine : public Engine {
 
  private:
   explicit ElasticEngine(EngineOptions options, model::Checkpoint checkpoint);
+  Status TakeName();
   Status Begin(const std::function<void(std::uint64_t, std::uint64_t)>& progress);
 
   void Loop();
@@ -211,6 +214,7 @@ class ElasticEngine : public Engine {
   double kv_token_bytes_ = 0;
 
   mutable std::mutex instances_mutex_;  // guards what follows: two threads use it
+  std::optional<Listener> owner_;  // a name that tells another engine that hmm_socket is taken
   std::unique_ptr<HmmClient> hmm_;
   AttachedMemory memory_;
   std::unique_ptr<InstanceManager> instances_;
