@@ -14,6 +14,7 @@
 #include "cli/machine_speed.h"
 #include "cli/resize_rows.h"
 #include "cli/server_child.h"
+#include "runtime/process.h"
 
 namespace elasticmoe::cli {
 namespace {
@@ -24,6 +25,9 @@ constexpr TimeNs kSettle = 3 * kSecond;  // of load after the end of the operati
 constexpr TimeNs kPollEvery = 10 * kMillisecond;
 constexpr TimeNs kStartTimeout = 600 * kSecond;
 constexpr double kLoadShare = 0.7;  // of what the server can do, unless --rate says another
+constexpr std::uint64_t kCapacityRounds = 3;
+constexpr int kWarmTokens = 4;
+constexpr TimeNs kLeastWindow = 2 * kSecond;  // some requests' tokens
 const std::vector<std::string> kStrategies{"elastic",     "drain",     "cold-restart",
                                            "extravagant", "colocated", "horizontal"};
 
@@ -31,7 +35,7 @@ struct Options {
   std::string model;
   int from = 1, to = 2;
   std::string strategies = "all";
-  double rate = 0, before_s = 12, after_s = 15;
+  double rate = 0, before_s = 5, after_s = 7;
   int input_tokens = 32, output_tokens = 32;
   int concurrency = 16;
   std::uint64_t seed = 1;
@@ -109,18 +113,21 @@ LoadResult ClosedLoop(EventLoop& loop, HttpClient& client, LoadOptions load, int
   return LoadRun(loop, client, std::move(load)).Run();
 }
 
-// A server at the first size: what it can do, in requests a second.
-Expected<double> Capacity(const Options& options) {
-  EM_ASSIGN_OR_RETURN(const auto server, StartServer(options));
-  EventLoop loop;
-  HttpClient client(loop, *ParseUrl(server->url()), {});
-  EM_ASSIGN_OR_RETURN(const LoadOptions load, MakeLoad(client, options));
-  (void)ClosedLoop(loop, client, load, options.concurrency, static_cast<std::uint64_t>(options.concurrency),
-                   0);
+// What the server can do, in requests a second. It is warm afterwards.
+double Capacity(EventLoop& loop, HttpClient& client, LoadOptions load, const Options& options) {
+  load.shape.seed = ~load.shape.seed;
   const LoadResult result = ClosedLoop(loop, client, load, options.concurrency,
-                                       3 * static_cast<std::uint64_t>(options.concurrency), 0);
+                                       kCapacityRounds * static_cast<std::uint64_t>(options.concurrency), 0);
   const double seconds = static_cast<double>(result.duration_ns) * 1e-9;
   return seconds > 0 ? static_cast<double>(result.requests.size()) / seconds : 1.0;
+}
+
+// So that no request of the load is the first to touch a page.
+void Warm(EventLoop& loop, HttpClient& client, LoadOptions load, const Options& options) {
+  load.shape.seed = ~load.shape.seed;
+  load.shape.output = {kWarmTokens, kWarmTokens};
+  (void)ClosedLoop(loop, client, load, options.concurrency, static_cast<std::uint64_t>(options.concurrency),
+                   0);
 }
 
 double Number(const Json& json, const char* key) {
@@ -128,11 +135,19 @@ double Number(const Json& json, const char* key) {
   return at != json.end() && at->is_number() ? at->get<double>() : 0.0;
 }
 
-// Asks for the resize at its time, and for how it goes until it is over.
+// Asks for the resize at its time, and for how it goes until it is over: then `over` is called. With
+// `await_capacity` it goes on asking, since the first token of a new device may come after that.
 class Resizer {
  public:
-  Resizer(EventLoop& loop, HttpClient& client, ResizeRun& run, int devices, std::function<void()> over)
-      : loop_(loop), client_(client), run_(run), devices_(devices), over_(std::move(over)), timer_(loop) {}
+  Resizer(EventLoop& loop, HttpClient& client, ResizeRun& run, int devices, bool await_capacity,
+          std::function<void()> over)
+      : loop_(loop),
+        client_(client),
+        run_(run),
+        devices_(devices),
+        await_capacity_(await_capacity),
+        over_(std::move(over)),
+        timer_(loop) {}
 
   void AskAt(TimeNs at, TimeNs origin) {
     origin_ = origin;
@@ -177,9 +192,10 @@ class Resizer {
       run_.error = answer->contains("error") && (*answer)["error"].is_string()
                        ? (*answer)["error"].get<std::string>()
                        : "aborted";
-    // The first token of a new device may come after the end.
-    if (run_.error.empty() && run_.first_capacity_ms == 0 && ++asked_again_ < kAskedAgain) return Poll();
-    End();
+    if (run_.done_ns == 0) End();
+    if (await_capacity_ && run_.error.empty() && run_.first_capacity_ms == 0 &&
+        loop_.Now() - origin_ < run_.done_ns + kSettle)
+      Poll();
   }
 
   void Poll() {
@@ -191,40 +207,50 @@ class Resizer {
     over_();
   }
 
-  static constexpr int kAskedAgain = 100;
   EventLoop& loop_;
   HttpClient& client_;
   ResizeRun& run_;
   int devices_;
+  bool await_capacity_;
   std::function<void()> over_;
   Timer timer_;
   TimeNs origin_ = 0;
   std::string id_, answer_;
   int status_ = 0;
-  int asked_again_ = 0;
   std::shared_ptr<HttpCall> call_;
 };
 
-Expected<ResizeRun> RunStrategy(const Options& options, const std::string& strategy, double rate) {
+void Say(const std::string& text) {
+  std::fprintf(stderr, "%s\n", text.c_str());
+}
+
+// The load: the same requests at the same times in every run.
+LoadOptions OpenLoop(LoadOptions load, double rate, const Options& options) {
+  constexpr double kForever = 1e9;  // seconds
+  load.arrivals = Arrivals::Poisson({{rate, kForever}}, options.seed);
+  return load;
+}
+
+// `rate` 0: it is measured first.
+Expected<ResizeRun> RunStrategy(const Options& options, const std::string& strategy, double& rate) {
   EM_ASSIGN_OR_RETURN(const auto server, StartServer(options));
   EventLoop loop;
   HttpClient client(loop, *ParseUrl(server->url()), {});
   HttpClient control(loop, *ParseUrl(server->url()), {});
-  EM_ASSIGN_OR_RETURN(LoadOptions load, MakeLoad(client, options));
-  LoadOptions warm = load;
-  warm.shape.seed = ~load.shape.seed;
-  (void)ClosedLoop(loop, client, warm, options.concurrency, static_cast<std::uint64_t>(options.concurrency),
-                   0);
-
+  EM_ASSIGN_OR_RETURN(const LoadOptions load, MakeLoad(client, options));
+  Warm(loop, client, load, options);
+  if (rate == 0) {
+    Say("measuring what the server can do");
+    rate = kLoadShare * Capacity(loop, client, load, options);
+  }
+  Say(fmt::format("{}: {} -> {} devices at {:.2f} requests/s", strategy, options.from, options.to, rate));
   ResizeRun run;
   run.strategy = strategy;
-  constexpr double kForever = 1e9;  // seconds
-  load.arrivals = Arrivals::Poisson({{rate, kForever}}, options.seed);
-  LoadRun traffic(loop, client, load);
+  LoadRun traffic(loop, client, OpenLoop(load, rate, options));
   Timer ending(loop);
   const TimeNs origin = loop.Now();
   const TimeNs least_end = origin + Seconds(options.before_s + options.after_s);
-  Resizer resizer(loop, control, run, options.to, [&] {
+  Resizer resizer(loop, control, run, options.to, true, [&] {
     ending.At(std::max(least_end, loop.Now() + kSettle), [&] { traffic.StopStarting(); });
   });
   resizer.AskAt(origin + Seconds(options.before_s), origin);
@@ -235,19 +261,14 @@ Expected<ResizeRun> RunStrategy(const Options& options, const std::string& strat
   return run;
 }
 
-Expected<ReferenceTokens> Undisturbed(const Options& options, std::size_t requests) {
+Expected<LoadResult> Undisturbed(const Options& options, std::size_t requests, double rate) {
   EM_ASSIGN_OR_RETURN(const auto server, StartServer(options));
   EventLoop loop;
   HttpClient client(loop, *ParseUrl(server->url()), {});
-  EM_ASSIGN_OR_RETURN(const LoadOptions load, MakeLoad(client, options));
-  LoadResult result = ClosedLoop(loop, client, load, options.concurrency, requests, 0);
-  ReferenceTokens tokens;
-  for (RequestResult& request : result.requests) tokens.push_back(std::move(request.token_ids));
-  return tokens;
-}
-
-void Say(const std::string& text) {
-  std::fprintf(stderr, "%s\n", text.c_str());
+  EM_ASSIGN_OR_RETURN(LoadOptions load, MakeLoad(client, options));
+  Warm(loop, client, load, options);
+  load.requests = requests;
+  return LoadRun(loop, client, OpenLoop(load, rate, options)).Run();
 }
 
 int Finish(const Options& options, const Json& json, const std::string& table, bool good) {
@@ -261,18 +282,11 @@ int Finish(const Options& options, const Json& json, const std::string& table, b
 
 int Compare(const Options& options) {
   double rate = options.rate;
-  if (rate == 0) {
-    Say("measuring what the server can do");
-    const auto capacity = Capacity(options);
-    if (!capacity) return Complain(kCommand, capacity.error());
-    rate = kLoadShare * *capacity;
-  }
   std::vector<ResizeRun> runs;
   std::size_t requests = 0;
-  TimeNs window = 2 * kSecond;
+  TimeNs window = kLeastWindow;
   const std::vector<std::string> strategies = *ParseStrategies(options.strategies);
   for (const std::string& strategy : strategies) {
-    Say(fmt::format("{}: {} -> {} devices at {:.2f} requests/s", strategy, options.from, options.to, rate));
     auto run = RunStrategy(options, strategy, rate);
     if (!run) return Complain(kCommand, run.error());
     requests = std::max(requests, run->load.requests.size());
@@ -280,13 +294,16 @@ int Compare(const Options& options) {
     runs.push_back(*std::move(run));
   }
   window = std::min(window, Seconds(options.after_s));
-  Say(fmt::format("the same {} requests undisturbed, for their tokens", requests));
-  const auto reference = Undisturbed(options, requests);
-  if (!reference) return Complain(kCommand, reference.error());
+  Say(fmt::format("the same {} requests undisturbed", requests));
+  const auto undisturbed = Undisturbed(options, requests, rate);
+  if (!undisturbed) return Complain(kCommand, undisturbed.error());
 
   double copy_bandwidth = 0;
-  if (options.domain_per_device) {
-    const auto measured = CopyBandwidth();
+  std::uint64_t copied = 0;
+  for (const ResizeRun& run : runs) copied = std::max(copied, run.bytes_copied);
+  if (copied > 0) {
+    Say(fmt::format("plain copies of {} MiB", copied >> 20));
+    const auto measured = ParallelCopyBandwidth(copied, static_cast<int>(runtime::AllowedCpus().size()));
     if (!measured) return Complain(kCommand, measured.error());
     copy_bandwidth = *measured;
   }
@@ -297,7 +314,7 @@ int Compare(const Options& options) {
   Json json_rows = Json::array();
   bool good = true;
   for (const ResizeRun& run : runs) {
-    rows.push_back(MakeRow(run, *reference, slo, window, copy_bandwidth));
+    rows.push_back(MakeRow(run, *undisturbed, slo, window, copy_bandwidth));
     json_rows.push_back(ToJson(rows.back()));
     good = good && rows.back().error.empty() && rows.back().tokens_identical;
   }
@@ -314,15 +331,19 @@ int Compare(const Options& options) {
   const std::string title = fmt::format(
       "\nresize {} -> {} devices{}, {}: {:.2f} requests/s of {} + {} tokens, step {:.1f} ms, longest time "
       "without a token before {:.1f} ms\n"
-      "during: the {:.1f} s after the command; SLO: TTFT <= {:.0f} ms, TPOT <= {:.0f} ms\n\n",
+      "during: the {:.1f} s after the command, after: from its report on, over the tokens of the same time "
+      "undisturbed; SLO: TTFT <= {:.0f} ms, TPOT <= {:.0f} ms\n\n",
       options.from, options.to, options.domain_per_device ? " (a memory domain each)" : "", options.model,
       rate, options.input_tokens, options.output_tokens, rows.front().step_ms, rows.front().usual_pause_ms,
       static_cast<double>(window) * 1e-9, slo.ttft_ms.value_or(0), slo.tpot_ms.value_or(0));
   std::string copies;
   for (const ResizeRow& row : rows)
     if (row.copy_ratio > 0)
-      copies += fmt::format("  {}: copied in {:.0f} ms, {:.2f} times what {:.2f} GB/s take\n", row.strategy,
-                            row.copy_ms, row.copy_ratio, copy_bandwidth / 1e9);
+      copies += fmt::format(
+          "  {}: {} MiB copied in {:.0f} ms under load, {:.2f} GB/s; plain copies on all cores of the idle "
+          "machine: {:.2f} GB/s, {:.2f} times that\n",
+          row.strategy, row.bytes_copied >> 20, row.copy_ms, row.copy_bytes_per_s / 1e9, copy_bandwidth / 1e9,
+          row.copy_ratio);
   return Finish(options, json, title + ToTable(rows) + copies, good);
 }
 
@@ -361,7 +382,7 @@ int Soak(const Options& options) {
     run = {};
     run.strategy = "elastic";
     run.first_capacity_ms = 0;
-    resizer = std::make_unique<Resizer>(loop, control, run, up ? options.to : options.from,
+    resizer = std::make_unique<Resizer>(loop, control, run, up ? options.to : options.from, false,
                                         [&] { pause.At(loop.Now() + 200 * kMillisecond, next); });
     resizer->AskAt(loop.Now(), loop.Now());
   };

@@ -103,8 +103,8 @@ SloLimits DefaultLimits(const ResizeRun& run) {
   return limits;
 }
 
-ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const SloLimits& slo,
-                  TimeNs window_ns, double copy_bytes_per_s) {
+ResizeRow MakeRow(const ResizeRun& run, const LoadResult& undisturbed, const SloLimits& slo, TimeNs window_ns,
+                  double copy_bytes_per_s) {
   ResizeRow row;
   row.strategy = run.strategy;
   row.error = run.error;
@@ -114,8 +114,8 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
   row.engine_pause_ms = run.engine_pause_ms;
   row.bytes_copied = run.bytes_copied;
   row.copy_ms = run.copy_ms;
-  if (copy_bytes_per_s > 0 && run.bytes_copied > 0)
-    row.copy_ratio = run.copy_ms / (1e3 * static_cast<double>(run.bytes_copied) / copy_bytes_per_s);
+  row.copy_bytes_per_s = 1e3 * Ratio(static_cast<double>(run.bytes_copied), run.copy_ms);
+  row.copy_ratio = Ratio(copy_bytes_per_s, row.copy_bytes_per_s);
   const std::vector<TimeNs> times = TokenTimes(run.load);
   TimeNs last_due = 0;
   std::vector<double> gaps;
@@ -127,8 +127,8 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
       ++(Refused(request) ? row.refused : row.failed);
       continue;
     }
-    if (i < reference.size() && !reference[i].empty())
-      row.tokens_identical = row.tokens_identical && request.token_ids == reference[i];
+    if (i < undisturbed.requests.size() && undisturbed.requests[i].state == State::kCompleted)
+      row.tokens_identical = row.tokens_identical && request.token_ids == undisturbed.requests[i].token_ids;
     const double ttft = static_cast<double>(request.first_token_ns - request.due_ns) * 1e-6;
     met += (!slo.ttft_ms || ttft <= *slo.ttft_ms) && (!slo.tpot_ms || Tpot(request) <= *slo.tpot_ms);
     if (request.done_ns <= run.asked_ns)
@@ -137,10 +137,12 @@ ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const 
   row.slo_attainment = Ratio(static_cast<double>(met), static_cast<double>(run.load.requests.size()));
   row.step_ms = Median(std::move(gaps));
 
-  // The first half fills the server.
-  const double before = PerSecond(times, run.asked_ns / 2, run.asked_ns);
-  row.during_throughput_ratio = Ratio(PerSecond(times, run.asked_ns, run.asked_ns + window_ns), before);
-  row.after_throughput_ratio = Ratio(PerSecond(times, run.done_ns, last_due), before);
+  const std::vector<TimeNs> usual = TokenTimes(undisturbed);
+  const auto to_usual = [&](TimeNs from, TimeNs to) {
+    return Ratio(PerSecond(times, from, to), PerSecond(usual, from, to));
+  };
+  row.during_throughput_ratio = to_usual(run.asked_ns, run.asked_ns + window_ns);
+  row.after_throughput_ratio = to_usual(run.done_ns, last_due);
   const std::vector<TimeNs> busy_starts = BusyStarts(run.load, times);
   row.usual_pause_ms = LongestGap(times, busy_starts, run.asked_ns / 2, run.asked_ns);
   row.pause_ms = LongestGap(times, busy_starts, run.asked_ns, run.asked_ns + window_ns);
@@ -173,6 +175,7 @@ Json ToJson(const ResizeRow& row) {
           {"peak_memory_ratio", row.peak_memory_ratio},
           {"bytes_copied", row.bytes_copied},
           {"copy_ms", row.copy_ms},
+          {"copy_bytes_per_s", row.copy_bytes_per_s},
           {"copy_ratio", row.copy_ratio},
           {"slo_attainment", row.slo_attainment},
           {"tokens_identical", row.tokens_identical}};

@@ -36,29 +36,28 @@ struct ResizeRow {
   double engine_pause_ms = 0;  // longest time between two steps
   int refused = 0;             // answered 429 or 503, or no connection
   int failed = 0;              // any other end but the whole answer
-  double during_throughput_ratio =
-      0;  // tokens a second from the command on, for the window, over those before
-  double after_throughput_ratio = 0;  // from its report until the last request
+  // Tokens that clients got in the window after the command, over those of the undisturbed run in the same
+  // time. Below one: some came late or never. Above: latecomers of before, or requests served faster.
+  double during_throughput_ratio = 0;
+  double after_throughput_ratio = 0;  // likewise, from its report until the last request
   double peak_memory_ratio = 0;       // over the larger of before and after
   std::uint64_t bytes_copied = 0;
   double copy_ms = 0;
-  double copy_ratio =
-      0;  // of what a plain loop on an idle machine takes for so many bytes; 0 = nothing copied
+  double copy_bytes_per_s = 0;
+  double copy_ratio = 0;         // of what plain copies on an idle machine take for so many bytes; 0 = none
   double slo_attainment = 0;     // share of all requests
   bool tokens_identical = true;  // of all whole answers, with those of the undisturbed run
 };
-
-// Token ids of the undisturbed run by request; one that is missing there is not compared.
-using ReferenceTokens = std::vector<std::vector<TokenId>>;
 
 // Limits that an undisturbed server holds with room: five times its median TTFT, twice its median TPOT, both
 // of the requests that ended before the command.
 SloLimits DefaultLimits(const ResizeRun& run);
 
-// `window_ns` is the same for all rows: what is compared is the service over the same time.
-// `copy_bytes_per_s`: of that loop.
-ResizeRow MakeRow(const ResizeRun& run, const ReferenceTokens& reference, const SloLimits& slo,
-                  TimeNs window_ns, double copy_bytes_per_s = 0);
+// `undisturbed`: the same requests at the same times without a resize; tokens of those that are missing there
+// are not compared. `window_ns` is the same for all rows: what is compared is the service over the same time.
+// `copy_bytes_per_s`: of those plain copies.
+ResizeRow MakeRow(const ResizeRun& run, const LoadResult& undisturbed, const SloLimits& slo, TimeNs window_ns,
+                  double copy_bytes_per_s = 0);
 
 Json ToJson(const ResizeRow& row);
 // Aligned, with scaling latencies as ratios to cold-restart's, where that is among the rows.

@@ -38,7 +38,7 @@ TEST(ResizeRows, ASteadyServiceHasRatiosOfOne) {
   const SloLimits slo = DefaultLimits(run);
   EXPECT_NEAR(*slo.ttft_ms, 50, 1e-6);
   EXPECT_NEAR(*slo.tpot_ms, 20, 1e-3);
-  const ResizeRow row = MakeRow(run, {}, slo, 2 * kS);
+  const ResizeRow row = MakeRow(run, run.load, slo, 2 * kS);
   EXPECT_NEAR(row.during_throughput_ratio, 1.0, 0.02);
   EXPECT_NEAR(row.after_throughput_ratio, 1.0, 0.1);
   EXPECT_NEAR(row.step_ms, 10, 1e-3);
@@ -61,7 +61,7 @@ TEST(ResizeRows, AStallIsSeenInEveryColumn) {
     request.error_kind = "http 503";
   }
   run.load.requests[40].error_kind = "server error";
-  const ResizeRow row = MakeRow(run, {}, DefaultLimits(run), 2 * kS);
+  const ResizeRow row = MakeRow(run, Steady().load, DefaultLimits(run), 2 * kS);
   EXPECT_EQ(row.refused, 9);
   EXPECT_EQ(row.failed, 1);
   EXPECT_NEAR(row.during_throughput_ratio, 0.5, 0.02);
@@ -70,12 +70,30 @@ TEST(ResizeRows, AStallIsSeenInEveryColumn) {
 }
 
 TEST(ResizeRows, ADifferentTokenIsADifference) {
-  ResizeRun run = Steady();
-  ReferenceTokens reference;
-  for (const RequestResult& request : run.load.requests) reference.push_back(request.token_ids);
+  const ResizeRun run = Steady();
+  LoadResult reference = run.load;
   EXPECT_TRUE(MakeRow(run, reference, {}, kS).tokens_identical);
-  reference[7].back() += 1;
+  reference.requests[7].token_ids.back() += 1;
   EXPECT_FALSE(MakeRow(run, reference, {}, kS).tokens_identical);
+}
+
+// A load with a burst after the command: what counts is what it gets undisturbed.
+TEST(ResizeRows, ThroughputIsComparedWithTheSameTimeUndisturbed) {
+  ResizeRun run = Steady();
+  for (TimeNs due = 4 * kS; due < 6 * kS; due += 100 * kMs)
+    run.load.requests.push_back(Whole(due, due + 20 * kMs, 10 * kMs, 9));
+  EXPECT_NEAR(MakeRow(run, run.load, {}, 2 * kS).during_throughput_ratio, 1.0, 1e-9);
+  EXPECT_NEAR(MakeRow(run, Steady().load, {}, 2 * kS).during_throughput_ratio, 2.0, 0.02);
+}
+
+TEST(ResizeRows, TheCopysRateIsComparedWithPlainCopies) {
+  ResizeRun run = Steady();
+  run.bytes_copied = 1'000'000'000;
+  run.copy_ms = 125;
+  const ResizeRow row = MakeRow(run, run.load, {}, kS, 10e9);
+  EXPECT_NEAR(row.copy_bytes_per_s, 8e9, 1);
+  EXPECT_NEAR(row.copy_ratio, 1.25, 1e-9);
+  EXPECT_EQ(MakeRow(Steady(), run.load, {}, kS, 10e9).copy_ratio, 0);
 }
 
 TEST(ResizeRows, TheTableComparesWithColdRestart) {

@@ -94,11 +94,13 @@ class Failures(unittest.TestCase):
         self.assertTrue(gone(hmm))
 
     def test_an_abandoned_hmm_gives_its_memory_back(self):
-        server = Server(devices=1, flags=["--linger", "1"])
-        hmm = server.children("hmm")[0]
-        os.kill(server.process.pid, signal.SIGKILL)
-        server.process.wait()
-        self.assertTrue(gone(hmm))
+        for linger in ("1", "0"):
+            server = Server(devices=1, flags=["--linger", linger])
+            self.assertEqual(4, len(server.complete("In the beginning", max_tokens=4)[0]))
+            hmm = server.children("hmm")[0]
+            os.kill(server.process.pid, signal.SIGKILL)
+            server.process.wait()
+            self.assertTrue(gone(hmm))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Growing and shrinking under load: nothing refused, nothing changed, nothing left behind."""
 import os
 import pathlib
+import random
 import re
 import signal
 import threading
@@ -82,11 +83,31 @@ class Resize(unittest.TestCase):
             for answer in self.under_load(server, scale):
                 self.assertEqual("done", answer["state"], answer)
                 self.assertEqual(0, answer["report"]["refused"] + answer["report"]["failed"])
-            if "--domain-per-device" not in self.FLAGS:
-                self.assertTrue(any("of step" in line for line in server.lines), "no step took a placement on its way")
+            self.assertTrue(any("of step" in line for line in server.lines), "no step took a placement on its way")
             cluster = server_json(server, "/v1/cluster")
             self.assertEqual([0], [d["device"] for d in cluster["devices"] if d["member"]])
             self.assertEqual(b"0", preemptions(server))  # handed over, nothing computed twice
+
+    def test_many_resizes_in_a_row_change_no_token(self):
+        # Random sizes while everybody is always served: commits meet steps in every state.
+        with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            wrong, over = [], threading.Event()
+
+            def run(i):
+                while not over.is_set():
+                    if server.complete(PROMPTS[i], max_tokens=TOKENS) != self.wanted[i]:
+                        wrong.append(i)
+
+            threads = [threading.Thread(target=run, args=(i,)) for i in range(8)]
+            for t in threads:
+                t.start()
+            rng = random.Random(11)
+            for _ in range(30):
+                await_scale(server, rng.randrange(1, 5))
+            over.set()
+            for t in threads:
+                t.join()
+            self.assertEqual([], wrong)
 
     def test_kv_memory_comes_and_goes_with_the_devices(self):
         with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
@@ -211,7 +232,12 @@ class Resize(unittest.TestCase):
             self.assertEqual("done", answer["state"], answer)
             self.assertGreaterEqual(answers[0][0], 500)
             self.assertEqual(1, answer["report"]["failed"])
+            # Nobody asked for anything until the end: the first token after it is the first capacity.
+            self.assertIsNone(answer["report"]["first_capacity_ms"])
             self.assertEqual(self.wanted[3], server.complete(PROMPTS[3], max_tokens=TOKENS))
+
+            answer = server_json(server, "/v1/scale/" + answer["id"])
+            self.assertGreater(answer["report"]["first_capacity_ms"], answer["report"]["scaling_latency_ms"])
 
     def test_the_papers_drain_finishes_who_runs_before_it_switches(self):
         with Server(devices=1, flags=["--max-devices", "4", *self.FLAGS]) as server:
@@ -237,6 +263,31 @@ class Resize(unittest.TestCase):
             first = await_scale(server, 2, operation_id="once")
             again = await_scale(server, 2, operation_id="once")
             self.assertEqual(first["report"]["scaling_latency_ms"], again["report"]["scaling_latency_ms"])
+            for other in ({"devices": 2, "strategy": "cold-restart"}, {"devices": 1}):
+                status, answer = server.post("/v1/scale", {"operation_id": "once", **other})
+                self.assertEqual(409, status, answer)
+                self.assertIn("another target", answer["error"]["message"])
+
+    def test_of_many_commands_at_once_one_is_carried_out(self):
+        # Whichever is first takes longer than all need to be heard.
+        with Server(devices=1, flags=["--max-devices", "4", "--domain-per-device", "--copy-rate", "20MiB"]) as server:
+            for _ in range(5):
+                statuses, ready = [], threading.Barrier(12)
+
+                def command(i):
+                    ready.wait()
+                    statuses.append(server.post("/scale_elastic_ep", {"new_data_parallel_size": 2})[0] if i % 3 else
+                                    server.post("/v1/scale", {"devices": 2, "strategy": "extravagant"})[0])
+
+                threads = [threading.Thread(target=command, args=(i,)) for i in range(12)]
+                for t in threads:
+                    t.start()
+                for t in threads:
+                    t.join()
+                self.assertEqual(1, sum(status in (200, 202) for status in statuses), statuses)
+                while server_json(server, "/v1/cluster")["operation"]:
+                    time.sleep(0.01)
+                await_scale(server, 1)
 
     def test_vllms_routes(self):
         with Server(devices=1) as server:

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "core/placement/step_switch.h"
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
@@ -126,6 +127,11 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
     }
   }
   if (options_.domain_per_device) {
+    // What a device gets must not be dropped there later, nor be there beside what it has given up.
+    const bool comes_back = std::ranges::any_of(stage.moves, [&](const core::ExpertMove& move) {
+      return std::ranges::find(released_, move.to, &core::ExpertDrop::device) != released_.end();
+    });
+    if (comes_back) EM_RETURN_IF_ERROR(DropReleased(true));
     std::vector<DeviceId> joining;
     {
       const std::scoped_lock lock(instances_mutex_);
@@ -172,9 +178,9 @@ Status ElasticEngine::CheckCommit(const core::Placement& placement) const {
   // One that died after it had prepared the epoch is nobody's to replace while it is no member: the step it
   // joined would wait for it.
   for (const DeviceId member : placement.members())
-    if (placement_.RankOf(member) < 0 && instances_->PidOf(member) < 0)
-      return Fail(ErrorCode::kUnavailable, "committing epoch {}: the worker of device {} ended",
-                  placement.epoch(), member);
+    if (instances_->PidOf(member) < 0)
+      return Fail(ErrorCode::kUnavailable, "committing epoch {}: device {} has no worker", placement.epoch(),
+                  member);
   for (const DeviceId member : placement_.members())
     if (placement.RankOf(member) < 0 && scheduler_->SequencesOn(member) > 0)
       return Fail(ErrorCode::kFailedPrecondition, "committing epoch {}: device {} still has {} sequences",
@@ -186,6 +192,7 @@ void ElasticEngine::TakePlacement(const core::Placement& placement) {
   for (const DeviceId member : placement.members())
     if (placement_.RankOf(member) < 0) fresh_.insert(member);
   placement_ = placement;
+  committed_in_step_ = exchange_->header().step;
   prepared_.reset();
   std::erase_if(leaving_, [&](DeviceId device) { return placement_.RankOf(device) < 0; });
   scheduler_->SetDevices(SchedulerDevices());
@@ -195,18 +202,13 @@ void ElasticEngine::TakePlacement(const core::Placement& placement) {
 }
 
 // The step that runs takes the placement from the first layer on that nobody has entered: its rows stay where
-// they are, experts are asked for where they are now. New members join it there. Not possible where a
-// device would have to take part that has nothing to do so far (it does not keep step with the others), or
-// one that leaves has rows.
+// they are, experts are asked for where they are now. New members join it there.
 bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
   const std::scoped_lock lock(instances_mutex_);
   if (!CheckCommit(placement)) return false;  // said between the steps
   ExchangeHeader& header = exchange_->header();
-  for (const DeviceId member : placement_.members()) {
-    const int rows = exchange_->device(member.value).row_count;
-    const bool stays = placement.RankOf(member) >= 0;
-    if (stays ? rows == 0 && placement_.ExpertsOn(member) == 0 : rows > 0) return false;
-  }
+  const auto rows = [&](DeviceId member) { return exchange_->device(member.value).row_count; };
+  if (!core::MaySwitchWithinStep(placement_, placement, rows)) return false;
   if (header.views[0].epoch != placement_.epoch().value) return false;  // it has switched before
   WriteView(placement, header.views[1]);
   for (const DeviceId member : placement.members())
@@ -223,10 +225,6 @@ bool ElasticEngine::CommitWithinStep(const core::Placement& placement) {
 
 Status ElasticEngine::Commit(const core::Placement& placement) {
   if (PlacementNow().epoch() == placement.epoch()) return {};  // asked twice
-  // What a commit between domains gives up (experts dropped, domains closed) may be read until the step's
-  // end.
-  std::function<bool()> early;
-  if (!options_.domain_per_device) early = [&] { return CommitWithinStep(placement); };
   EM_RETURN_IF_ERROR(BetweenSteps(
       [&]() -> Status {
         const std::scoped_lock lock(instances_mutex_);
@@ -237,7 +235,7 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
         PublishSettled();
         return {};
       },
-      early));
+      [&] { return CommitWithinStep(placement); }));
   {
     const std::scoped_lock lock(rows_mutex_);
     rows_at_resize_.clear();
@@ -253,17 +251,29 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
 }
 
 Status ElasticEngine::ReleaseStage(const std::vector<core::ExpertDrop>& drops) {
-  if (options_.domain_per_device) {
-    // A step that took the placement on its way may be in a layer before that still.
+  // Inside a domain the pages of an expert stay where they are.
+  if (!options_.domain_per_device) return {};
+  // A step that took the placement on its way reads them in the layers before that: dropped after its end.
+  released_.insert(released_.end(), drops.begin(), drops.end());
+  released_in_step_ = committed_in_step_;
+  return {};
+}
+
+Expected<bool> ElasticEngine::DropReleased(bool wait) {
+  if (released_.empty()) return true;
+  if (!Reached(steps_ended_.load(std::memory_order_acquire), released_in_step_)) {
+    if (!wait) return false;
     EM_RETURN_IF_ERROR(BetweenSteps([]() -> Status { return {}; }));
-    return peers_->DropExperts(drops);
   }
-  return {};  // inside a domain the pages of an expert stay where they are
+  EM_RETURN_IF_ERROR(peers_->DropExperts(released_));
+  released_.clear();
+  return true;
 }
 
 Status ElasticEngine::Forget(const std::stop_token& stop) {
   if (!options_.domain_per_device) return {};  // an epoch that no step names is forgotten by itself
   EM_RETURN_IF_ERROR(AwaitHmm(stop));
+  EM_RETURN_IF_ERROR(DropReleased(true));
   MemoryMap map;
   {
     const std::scoped_lock lock(instances_mutex_);
@@ -406,6 +416,7 @@ Status ElasticEngine::Retire(DeviceId device) {
     scheduler_->SetBlocks(DomainId(device.value), 0);
     return {};
   }));
+  EM_RETURN_IF_ERROR(DropReleased(true));
   EM_RETURN_IF_ERROR(peers_->CloseDomain(DomainId(device.value)));
   const std::scoped_lock lock(instances_mutex_);
   kv_chunks_of_.erase(device);

@@ -130,6 +130,7 @@ class ElasticEngine : public Engine {
   // Copies what is to be copied, attaches new members, has all members find their experts.
   Status PrepareStage(const core::PlanStage& stage, const std::stop_token& stop);
   Status Commit(const core::Placement& placement);  // at a step boundary
+  // They are dropped once no step reads them any more: by FitKv, or before it matters.
   Status ReleaseStage(const std::vector<core::ExpertDrop>& drops);
   Status Forget(const std::stop_token& stop);  // what was copied for stages that were not committed
   // Until `leaving` have no sequence and nobody's KV is on its way.
@@ -170,6 +171,7 @@ class ElasticEngine : public Engine {
   core::PlanFacts BaseFacts() const;  // without load and budgets
   Expected<core::Placement> FirstPlacement() const;
   Status AwaitHmm(const std::stop_token& stop);  // while one that died is being replaced
+  Expected<bool> DropReleased(bool wait);        // false: a step may read them still
   // KV of a device that holds so many experts. REQUIRES: instances_mutex_, or the controller's thread.
   std::uint64_t KvChunksWanted(std::uint64_t experts) const;
   Expected<bool> VacateKv(DomainId domain, std::uint32_t blocks);  // false: not yet
@@ -229,6 +231,9 @@ class ElasticEngine : public Engine {
   ResizeTrace* trace_ = nullptr;
   TimeNs copy_ns_reported_ = 0;
   std::optional<PeerCopies> peers_;
+  std::vector<core::ExpertDrop> released_;                      // to be dropped
+  std::uint32_t released_in_step_ = 0;                          // after this step's end
+  std::uint32_t committed_in_step_ = 0;                         // or after it; written in the tasks of Commit
   std::optional<std::pair<DomainId, std::uint32_t>> vacating_;  // and since when
   std::chrono::steady_clock::time_point vacating_since_;
   mutable std::mutex rows_mutex_;  // not the instances': who shows metrics must not wait for a resize
@@ -295,7 +300,8 @@ class ElasticEngine : public Engine {
   std::atomic<bool> death_{false};        // a process that steps need ended: looked at within steps, too
   std::atomic<bool> other_death_{false};  // another one
   std::atomic<bool> watch_again_{false};
-  std::atomic<bool> early_task_{false};  // one that need not wait for the step's end
+  std::atomic<std::uint32_t> steps_ended_{0};  // the last one that has; also given up
+  std::atomic<bool> early_task_{false};        // one that need not wait for the step's end
   struct Watched {
     Fd fd;  // duplicate of a pidfd
     bool in_steps = false;

@@ -2,6 +2,7 @@
 // grow and shrink with the devices, and waiting for the HMM.
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <thread>
 
 #include "compute/layout.h"
@@ -13,6 +14,11 @@ namespace {
 
 constexpr std::chrono::milliseconds kPoll{2};
 constexpr std::chrono::seconds kMovePatience{2};  // without any sequence that leaves
+// Between domains a commit may have to wait for a step's end: a stage copies for a good part of one, where
+// there is so much to copy.
+constexpr std::uint64_t kLeastStageBytes = std::uint64_t{512} << 20;
+constexpr std::uint64_t kStagesPerSecond = 32;  // about the same at a limited rate
+constexpr std::uint64_t kMostStages = 8;
 
 }  // namespace
 
@@ -44,6 +50,17 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
         options_.device_memory_bytes > others ? options_.device_memory_bytes - others : 0;
     for (core::PlanDevice& device : facts.devices)
       device.expert_budget_bytes = std::max<std::uint64_t>(left, 1);  // 0 would mean no limit
+  }
+  const int present = static_cast<int>(PlacementNow().members().size());
+  if (options_.domain_per_device && devices != present) {
+    const std::uint64_t moved = std::uint64_t(facts.layers) * facts.experts *
+                                static_cast<std::uint64_t>(std::abs(devices - present)) /
+                                static_cast<std::uint64_t>(std::max(devices, present));
+    std::uint64_t least = kLeastStageBytes;
+    if (options_.copy_bytes_per_second > 0)
+      least = std::min(least, options_.copy_bytes_per_second / kStagesPerSecond);
+    facts.stage_experts = static_cast<int>(std::max((moved + kMostStages - 1) / kMostStages,
+                                                    least / std::max<std::uint64_t>(facts.expert_bytes, 1)));
   }
   facts.redundancy = std::min(options_.redundant_experts, facts.experts * std::max(devices - 1, 0));
   const std::scoped_lock lock(rows_mutex_);
@@ -178,6 +195,11 @@ Expected<bool> ElasticEngine::ShrinkKv(DeviceId device, std::uint64_t chunks) {
 }
 
 Expected<bool> ElasticEngine::FitKv() {
+  EM_ASSIGN_OR_RETURN(const bool dropped, DropReleased(false));
+  if (!dropped) {
+    std::this_thread::sleep_for(kPoll);
+    return true;
+  }
   // One at a time: pieces that are added, devices that have too much.
   std::optional<DeviceId> too_much;
   std::uint64_t wanted = 0;

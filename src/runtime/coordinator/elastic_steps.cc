@@ -29,6 +29,7 @@ void ElasticEngine::Loop() {
       if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
     core::StepPlan plan = asleep_ ? core::StepPlan{} : scheduler_->Plan(Now());
     std::move(plan.failed.begin(), plan.failed.end(), std::back_inserter(events_));
+    if (!leaving_.empty()) PublishSettled();  // sequences change their device when a step is planned
     if (!plan.Empty()) {
       if (const TimeNs now = Now(); last_step_end_ != 0 && now - last_step_end_ > longest_gap_)
         longest_gap_ = now - last_step_end_;
@@ -181,7 +182,9 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   for (const DeviceId member : placement_.members()) exchange_->device(member.value).go.Set(step);
   Deliver();  // while the devices compute: nobody waits for what clients are told of the step before
   PublishStats();
-  if (!AwaitStep(step)) {
+  const bool ended = AwaitStep(step);
+  steps_ended_.store(step, std::memory_order_release);
+  if (!ended) {
     scheduler_->AbandonStep();
     step_given_up_ = true;
     if (++failed_attempts_ >= options_.step_attempts)

@@ -107,16 +107,23 @@ Status InstanceManager::Attach(DeviceId device, const AttachedMemory& memory) {
 Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint64_t epoch,
                                 const MemoryMap& map) {
   const Json request = {{"op", "prepare"}, {"epoch", epoch}, {"memory", ToJson(map)}};
-  for (const DeviceId device : devices) {
-    const auto at = attached_.find(device);
-    if (at == attached_.end())
+  for (const DeviceId device : devices)
+    if (attached_.count(device) == 0)
       return Fail(ErrorCode::kUnavailable, "preparing epoch {}: device {} has no worker", epoch, device);
-    EM_RETURN_IF_ERROR(at->second.channel.Send(request));
-  }
-  // Every answer is taken, so that no later call reads an answer of this one.
   Status status;
+  std::vector<DeviceId> asked;
   for (const DeviceId device : devices) {
-    auto answer = attached_.at(device).channel.Receive(AnswerTimeoutMs());
+    if (Status sent = attached_.at(device).channel.Send(request); sent)
+      asked.push_back(device);
+    else if (status)
+      status = std::move(sent);
+  }
+  // Every answer is taken, also where one could not be asked, so that no later call reads an answer of this
+  // one.
+  for (const DeviceId device : asked) {
+    Worker& worker = attached_.at(device);
+    auto answer = worker.channel.Receive(AnswerTimeoutMs());
+    if (!answer) worker.process.Signal(SIGKILL);  // gone, or silent for too long: it might answer yet
     Status one = answer ? StatusOf(answer->body) : tl::unexpected<Error>(answer.error());
     if (!one && status) status = std::move(one);
   }
@@ -126,11 +133,16 @@ Status InstanceManager::Prepare(const std::vector<DeviceId>& devices, std::uint6
 Status InstanceManager::SetKvChunks(const MemoryMap& map, DomainId id) {
   const DomainMap* domain = map.Find(id);
   if (domain == nullptr) return Fail(ErrorCode::kNotFound, "sizing KV: domain={} is not open", id);
-  for (auto& [device, worker] : attached_)
-    if (map.DomainOf(device) == id)
-      EM_RETURN_IF_ERROR(
-          worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, AnswerTimeoutMs()));
-  return {};
+  Status status;
+  for (auto& [device, worker] : attached_) {
+    if (map.DomainOf(device) != id) continue;
+    auto answer =
+        worker.channel.Call({{"op", "set_kv"}, {"kv_chunks", domain->kv_chunks}}, AnswerTimeoutMs());
+    if (answer) continue;
+    if (answer.error().code == ErrorCode::kDeadlineExceeded) worker.process.Signal(SIGKILL);
+    if (status) status = tl::unexpected<Error>(std::move(answer.error()));
+  }
+  return status;
 }
 
 void InstanceManager::Quiesce(const std::vector<DeviceId>& devices) {

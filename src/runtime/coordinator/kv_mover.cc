@@ -9,8 +9,9 @@
 namespace elasticmoe::runtime {
 namespace {
 
-// Blocks a call: short enough that whoever else asks the HMM for something does not wait long.
-constexpr std::size_t kBlocksPerCall = 16;
+// Blocks a call: short enough that whoever else asks the HMM for something does not wait long, long enough
+// that all cores are worth their start (some 30 MiB of a middle-sized model).
+constexpr std::size_t kBlocksPerCall = 64;
 
 }  // namespace
 

@@ -129,6 +129,11 @@ void ReplicaSet::Note(MemberId id, const core::TokenEvent& event) {
     last_token_ = now;
     if (at != members_.end() && !at->second.first_token) {
       at->second.first_token = now;
+      if (awaits_token_ && awaits_token_->second == id) {
+        for (core::ResizeReport& report : reports_)
+          if (report.operation == awaits_token_->first && !report.first_capacity) report.first_capacity = now;
+        awaits_token_.reset();
+      }
       changed_.notify_all();
     }
   }
@@ -231,7 +236,10 @@ Expected<core::ResizeReport> ReplicaSet::Resize(core::ResizeCommand command) {
 }
 
 Expected<core::ResizeReport> ReplicaSet::StartResize(core::ResizeCommand command) {
-  if (auto known = FindResize(command.operation); known && !HandledByController(known->strategy)) {
+  const std::scoped_lock starting(start_mutex_);
+  // Operations of the controller and of this set have ids of one kind.
+  if (auto known = FindResize(command.operation);
+      known && !(HandledByController(known->strategy) && HandledByController(command.strategy))) {
     const bool same =
         known->strategy == command.strategy ||
         (command.strategy == "elastic" && (known->strategy == kSleep || known->strategy == kWake));
@@ -295,7 +303,6 @@ Expected<core::ResizeReport> ReplicaSet::StartResize(core::ResizeCommand command
   report.stages = 1;
   const std::scoped_lock lock(mutex_);
   if (stopping_) return Fail(ErrorCode::kUnavailable, "the server is stopping");
-  if (running_) return Fail(ErrorCode::kFailedPrecondition, "starting a resize: another one has just begun");
   running_ = command.operation;
   trace_.Begin(command.operation);
   refused_ = failed_ = 0;

@@ -134,6 +134,7 @@ class ReplicaSet : public Engine, public ScalingTarget {
   core::ModelSpec spec_;
   int max_model_len_ = 0;
 
+  std::mutex start_mutex_;    // whether an operation runs, and starting one, are one; before mutex_
   mutable std::mutex mutex_;  // guards what follows
   mutable std::condition_variable_any changed_;
   std::map<MemberId, Member> members_;
@@ -142,6 +143,8 @@ class ReplicaSet : public Engine, public ScalingTarget {
   bool stopping_ = false;
   std::deque<core::ResizeReport> reports_;  // of the strategies here, the running one last
   std::optional<std::string> running_;
+  // An operation whose new member has given no token yet; it may have ended.
+  std::optional<std::pair<std::string, MemberId>> awaits_token_;
   std::uint64_t refused_ = 0, failed_ = 0;
   TimeNs last_token_ = 0, longest_gap_ = 0;
   int beside_ = 0;  // engines that were started beside another one

@@ -20,7 +20,9 @@ constexpr std::chrono::seconds kFirstTokenPatience{30};  // where no request com
 void ReplicaSet::Publish(const core::ResizeReport& report) {
   const std::scoped_lock lock(mutex_);
   core::ResizeReport& mine = reports_.back();
+  const auto first_capacity = report.first_capacity ? report.first_capacity : mine.first_capacity;
   mine = report;
+  mine.first_capacity = first_capacity;
   mine.refused = static_cast<int>(refused_);
   mine.failed = static_cast<int>(failed_);
   mine.longest_step_gap = longest_gap_;
@@ -88,8 +90,10 @@ void ReplicaSet::Serves(core::ResizeReport& report) {
   Publish(report);
 }
 
+// Where requests are there; whoever comes later is noted when the operation has ended.
 void ReplicaSet::AwaitFirstToken(core::ResizeReport& report, MemberId id) {
   std::unique_lock lock(mutex_);
+  awaits_token_ = {report.operation, id};
   changed_.wait_for(lock, thread_.get_stop_token(), kFirstTokenPatience,
                     [&] { return members_.at(id).first_token.has_value() || routes_.empty(); });
   report.first_capacity = members_.at(id).first_token;
@@ -181,6 +185,7 @@ Status ReplicaSet::ColdRestart(core::ResizeReport& report, int devices) {
     old = std::move(members_.begin()->second.replica);
     members_.clear();
   }
+  const TimeNs down_since = Now();
   old->engine->FailAll("the server is restarted at another size");
   const std::string socket = old->engine->options().hmm_socket;
   (void)Traced("end the old engine", [&]() -> Status {
@@ -196,6 +201,10 @@ Status ReplicaSet::ColdRestart(core::ResizeReport& report, int devices) {
     options.devices = static_cast<int>(report.from.size());
     EM_RETURN_IF_ERROR(Add(options));
     return tl::unexpected<Error>(std::move(added.error()));
+  }
+  {
+    const std::scoped_lock lock(mutex_);
+    if (refused_ + failed_ > 0) longest_gap_ = std::max(longest_gap_, Now() - down_since);
   }
   Serves(report);
   AwaitFirstToken(report, *added);

@@ -25,6 +25,7 @@ namespace elasticmoe::runtime {
 namespace {
 
 constexpr std::int64_t kPollNs = 1'000'000'000;
+constexpr std::chrono::seconds kFirstPatience{10};  // for the first coordinator, who has started it
 constexpr std::int64_t kIdleNs = 300'000'000;  // this long after a request, work on standby memory begins
 constexpr std::int64_t kStandbyPause = 3;      // times as long as a piece of it took
 
@@ -41,6 +42,7 @@ class Hmm {
 
   int Serve() {
     auto alone_since = std::chrono::steady_clock::now();
+    std::chrono::seconds patience = std::max(kFirstPatience, std::chrono::seconds(options_.linger_seconds));
     while (!stopping_) {
       std::vector<pollfd> polled{{listener_.fd(), POLLIN, 0}};
       for (const Connection& connection : connections_)
@@ -59,8 +61,11 @@ class Hmm {
       }
       const auto now = std::chrono::steady_clock::now();
       for (const Connection& connection : connections_)
-        if (connection.coordinator) alone_since = now;
-      if (now - alone_since > std::chrono::seconds(options_.linger_seconds)) {
+        if (connection.coordinator) {
+          alone_since = now;
+          patience = std::chrono::seconds(options_.linger_seconds);
+        }
+      if (now - alone_since > patience) {
         LogInfo("no coordinator for {} s: giving the memory back", options_.linger_seconds);
         break;
       }

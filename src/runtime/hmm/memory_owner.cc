@@ -213,6 +213,7 @@ void MemoryOwner::Release(Domain& domain, core::PageRun run) {
       !given)
     LogWarn("{}; the pages are free, their memory stays taken", given.error().message);
   domain.pool.Free(run);
+  domain.backed = std::min<std::size_t>(domain.backed, OffsetOf(run));
 }
 
 Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, DeviceId device, int chunks) {
@@ -228,10 +229,7 @@ Expected<std::vector<std::uint64_t>> MemoryOwner::SetKvChunks(DomainId id, Devic
     if (run) {
       added.push_back(*run);
       // Before the weights are there, Load backs everything.
-      if (domain->has_shared) {
-        const std::size_t bytes = std::size_t(run->count) * plan_.page_bytes;
-        backed = Populate(At(*domain, *run), bytes, options_.pages);
-      }
+      if (domain->has_shared) backed = Back(*domain, *run);
     }
     if (!backed) {
       for (const core::PageRun taken : added) Release(*domain, taken);
@@ -289,11 +287,12 @@ Expected<CopyReport> MemoryOwner::CopyKv(std::span<const KvPair> pairs) {
                   pair.from_domain, pair.to, pair.to_domain);
   CopyReport report;
   const std::int64_t start = Now();
-  for (const KvPair& pair : pairs) {
-    std::memcpy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from),
-                kv_layout_.BlockBytes());
-    report.bytes += kv_layout_.BlockBytes();
-  }
+  std::vector<Copy> copies;
+  for (const KvPair& pair : pairs)
+    AddCopy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from), kv_layout_.BlockBytes(),
+            copies);
+  CopyOnAllCores(copies);
+  report.bytes = pairs.size() * kv_layout_.BlockBytes();
   report.duration_ns = Now() - start;
   return report;
 }

@@ -86,6 +86,7 @@ class MemoryOwner {
     std::vector<core::PageRun> kv_chunks;
     std::vector<DeviceId> kv_accounts;  // who each chunk is charged to
     bool has_shared = false;
+    std::size_t backed = 0;  // so much from its start has memory, whoever owns it
   };
 
   MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core::MemoryPlan plan);
@@ -105,6 +106,8 @@ class MemoryOwner {
     std::size_t bytes;
   };
   static void AddCopy(std::byte* to, const std::byte* from, std::size_t bytes, std::vector<Copy>& copies);
+  // Backs pages that were allocated, on all cores, without those that are backed from before.
+  Status Back(const Domain& domain, core::PageRun run) const;
   // Past the caches, on all cores: whoever computes meanwhile waits for its slowest core anyway.
   void CopyOnAllCores(std::span<const Copy> copies) const;
   // What is loaded once and belongs in further domains too, copied there.

@@ -14,9 +14,12 @@ namespace {
 
 // What one thread copies at a time.
 constexpr std::size_t kCopyBytes = std::size_t{1} << 20;
+// A further thread costs as much as copying a part of this: the tails of sequences are less.
+constexpr std::size_t kThreadBytes = std::size_t{4} << 20;
 // A domain's KV memory comes for the most part after its device serves.
 constexpr std::uint32_t kFirstKvPart = 4;
 constexpr std::size_t kStandbyPiece = 2 * kHugePage;
+constexpr std::size_t kLeastBackPages = 4;  // huge ones, by a thread
 
 }  // namespace
 
@@ -52,7 +55,25 @@ void MemoryOwner::CopyOnAllCores(std::span<const Copy> copies) const {
     CopyPastCaches(copies[i].to, copies[i].from, copies[i].bytes);
     return {};
   };
-  EM_CHECK(ForEach(copies.size(), threads_, copy));
+  std::size_t bytes = 0;
+  for (const Copy& one : copies) bytes += one.bytes;
+  const auto most = static_cast<int>(std::min<std::size_t>(bytes / kThreadBytes + 1, copies.size()));
+  EM_CHECK(ForEach(copies.size(), std::clamp(most, 1, threads_), copy));
+}
+
+Status MemoryOwner::Back(const Domain& domain, core::PageRun run) const {
+  const std::size_t end = OffsetOf(run) + std::size_t(run.count) * plan_.page_bytes;
+  const std::size_t begin = std::min(std::max<std::size_t>(OffsetOf(run), domain.backed), end);
+  // Few calls: each has the kernel visit all cores. They begin with whole huge pages, but for the first.
+  const std::size_t part =
+      std::max((end - begin) / static_cast<std::size_t>(threads_) / kHugePage + 1, kLeastBackPages) *
+      kHugePage;
+  std::vector<std::size_t> cuts;
+  for (std::size_t at = begin; at < end; at = (at / kHugePage) * kHugePage + part) cuts.push_back(at);
+  cuts.push_back(end);
+  return ForEach(cuts.size() - 1, threads_, [&](std::size_t i) {
+    return Populate(domain.mapping.data() + cuts[i], cuts[i + 1] - cuts[i], options_.pages);
+  });
 }
 
 Status MemoryOwner::OpenDomain(DomainId id) {
@@ -79,7 +100,7 @@ Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, 
                 bytes, SharedBytes());
   CopyReport report;
   std::byte* here = At(*target, target->shared) + offset;
-  EM_RETURN_IF_ERROR(Populate(here, bytes, options_.pages));
+  if (offset == 0) EM_RETURN_IF_ERROR(Back(*target, target->shared));
   const std::int64_t start = Now();
   std::vector<Copy> copies;
   AddCopy(here, At(**source, (*source)->shared) + offset, bytes, copies);
@@ -116,6 +137,7 @@ Status MemoryOwner::CloseDomain(DomainId id) {
   closed->kv_chunks.clear();
   closed->kv_accounts.clear();
   closed->has_shared = false;
+  closed->backed = 0;
   standby_ = std::move(closed);
   standby_backed_ = 0;
   return {};
@@ -125,6 +147,7 @@ Expected<std::unique_ptr<MemoryOwner::Domain>> MemoryOwner::TakeStandby(DomainId
   if (!standby_) return MakeDomain(id);
   std::unique_ptr<Domain> domain = std::move(standby_);
   domain->id = id;
+  domain->backed = std::min(standby_backed_, domain->mapping.size());
   return domain;
 }
 
@@ -197,9 +220,7 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
     core::PageRun span = taken[i].second;
     for (++i; i < taken.size() && taken[i].second.first == span.first + span.count; ++i)
       span.count += taken[i].second.count;
-    if (Status backed =
-            Populate(At(*target, span), std::size_t(span.count) * plan_.page_bytes, options_.pages);
-        !backed) {
+    if (Status backed = Back(*target, span); !backed) {
       undo();
       return tl::unexpected<Error>(std::move(backed.error()));
     }
