@@ -198,18 +198,22 @@ async function measureServed(model, format, rows) {
     run.on("close", () => {
       const report = text === "" ? {completed: 0} : JSON.parse(text);
       if (report.completed !== served.requests) reject(new Error(`${target}: ${report.completed} completed`));
-      else resolve(report.output_tokens_per_s);
+      else resolve({rate: report.output_tokens_per_s, ttft: report.ttft_ms.p50});
     });
   });
-  const rates = {ours: [], peer: []};
+  const loads = {ours: [], peer: []};
   const servedRounds = options.quick ? 1 : 3;
   for (let round = 0; round < servedRounds; ++round) {
-    rates.ours.push(await load(url, round + 1));
-    rates.peer.push(await load(peerUrl, round + 1));
+    loads.ours.push(await load(url, round + 1));
+    loads.peer.push(await load(peerUrl, round + 1));
   }
-  const [mine, theirs] = [median(rates.ours), median(rates.peer)];
-  add(rows, {name: `serve_${served.concurrency}_${format}`, ours: mine, peer: theirs, ratio: mine / theirs,
+  const of = (name) => ["ours", "peer"].map((side) => median(loads[side].map((one) => one[name])));
+  const [rate, peerRate] = of("rate"), [ttft, peerTtft] = of("ttft");
+  add(rows, {name: `serve_${served.concurrency}_${format}`, ours: rate, peer: peerRate, ratio: rate / peerRate,
              limit_fraction: null, peer_threads: 2});
+  // Median milliseconds to the first token: smaller is better, the ratio is still how many times better ours is.
+  add(rows, {name: `serve_${served.concurrency}_ttft_ms_${format}`, ours: ttft, peer: peerTtft,
+             ratio: peerTtft / ttft, limit_fraction: null, peer_threads: 2});
   const ended = new Promise((resolve) => ours.on("exit", resolve));
   ours.kill("SIGTERM");
   await Promise.all([ended, peer.stop()]);
@@ -218,7 +222,7 @@ async function measureServed(model, format, rows) {
 
 function line({name, ours, peer, ratio, limit_fraction: limit, peer_threads: threads}) {
   const percent = limit === null ? "-" : `${Math.round(limit * 100)} %`;
-  return `  ${name.padEnd(18)}${ours.toFixed(1).padStart(10)}${peer.toFixed(1).padStart(10)}` +
+  return `  ${name.padEnd(24)}${ours.toFixed(1).padStart(10)}${peer.toFixed(1).padStart(10)}` +
          `${ratio.toFixed(2).padStart(8)}${percent.padStart(10)}${String(threads).padStart(9)}`;
 }
 function add(rows, row) {
@@ -246,7 +250,7 @@ if (options.json) {
   console.log(JSON.stringify(result, null, 2));
 } else {
   console.log(`\n${result.model}\n${result.peer}, the better of 1 and 2 threads; medians of ${rounds} rounds\n`);
-  console.log("  tokens/s              ElasticMoE  llama.cpp  ratio  of limit  its threads");
+  console.log("  tokens/s                    ElasticMoE  llama.cpp  ratio  of limit  its threads");
   for (const row of rows) console.log(line(row));
 }
 process.exit(0);

@@ -401,6 +401,9 @@ Status ElasticEngine::Wake() {
 Status ElasticEngine::Retire(DeviceId device) {
   if (PlacementNow().RankOf(device) >= 0)
     return Fail(ErrorCode::kFailedPrecondition, "retiring device {}: it is a member", device);
+  // In the step that it left on the way, others may wait for it still, though it has not begun.
+  if (!Reached(steps_ended_.load(std::memory_order_acquire), committed_in_step_))
+    EM_RETURN_IF_ERROR(BetweenSteps([]() -> Status { return {}; }));
   {
     const std::scoped_lock lock(instances_mutex_);
     instances_->Retire(device);
