@@ -144,16 +144,15 @@ int RunPaced(EngineBench& bench, const Options& options, const char* command) {
     }
     const auto question = ParseQuestion(line, next_seed, options);
     if (!question) {
-      std::fprintf(
-          stderr,
-          "elasticmoe %s: %s: expected \"limits\", \"prefill TOKENS [SEED]\" or \"decode SEQUENCES "
-          "[SEED]\", up to %d and %d\n",
-          command, line.c_str(), options.prefills[0], options.sequences[0]);
+      std::fprintf(stderr,
+                   "elasticmoe %s: %s: expected \"limits\", \"prefill TOKENS [SEED]\" or \"decode SEQUENCES "
+                   "[SEED]\", up to %d and %d\n",
+                   command, line.c_str(), options.prefills[0], options.sequences[0]);
       return 2;
     }
     const bool prefill = question->prefill;
-    const Sequences prompts =
-        bench.Prompts(prefill ? 1 : question->count, prefill ? question->count : options.context, question->seed);
+    const Sequences prompts = bench.Prompts(prefill ? 1 : question->count,
+                                            prefill ? question->count : options.context, question->seed);
     const auto timed = prefill ? bench.PrefillEngine(prompts[0]) : bench.DecodeEngine(prompts, options.steps);
     if (!timed) return Complain(command, timed.error());
     if (question != last) {

@@ -97,9 +97,8 @@ int Serve(Options options) {
   if (const auto known = choose(""); !known) return Report(known.error());
   // Memory is found again by the address after a crash; a port that is not known before is found by nobody.
   const server::HttpOptions& http = options.server.http;
-  auto engine =
-      StartReplicas(options.engine, http.port == 0 ? fmt::format("{}:0-{}", http.host, ::getpid())
-                                                   : fmt::format("{}:{}", http.host, http.port));
+  auto engine = StartReplicas(options.engine, http.port == 0 ? fmt::format("{}:0-{}", http.host, ::getpid())
+                                                             : fmt::format("{}:{}", http.host, http.port));
   if (!engine) return Report(engine.error());
   auto autoscaler = MakeAutoscaler(options.autoscale, options.engine.max_devices, **engine);
   if (!autoscaler) return Report(autoscaler.error());

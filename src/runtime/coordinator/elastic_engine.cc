@@ -54,8 +54,8 @@ HmmOptions ElasticEngine::HmmOptionsFor() const {
   return options;
 }
 
-// Two engines on one HMM would write into each other's KV: the name is held as long as this process lives. The
-// engine before may still be on its way out, killed or replaced: it is waited for.
+// Two engines on one HMM would write into each other's KV: the name is held as long as this process lives.
+// The engine before may still be on its way out, killed or replaced: it is waited for.
 Status ElasticEngine::TakeName() {
   const TimeNs deadline = Now() + kOwnerPatience;
   for (;;) {
