@@ -268,18 +268,18 @@ class Resize(unittest.TestCase):
                 self.assertEqual(409, status, answer)
                 self.assertIn("another target", answer["error"]["message"])
 
-    def test_of_many_commands_at_once_one_is_carried_out(self):
-        # Whichever is first takes longer than all need to be heard.
-        with Server(devices=1, flags=["--max-devices", "4", "--domain-per-device", "--copy-rate", "20MiB"]) as server:
-            for _ in range(5):
-                statuses, ready = [], threading.Barrier(12)
+    def test_of_two_commands_at_once_one_is_carried_out(self):
+        # Whichever is first takes longer than the other needs to be heard; vLLM's route answers on another thread.
+        with Server(devices=1, flags=["--max-devices", "4", "--domain-per-device", "--copy-rate", "10MiB"]) as server:
+            for _ in range(10):
+                statuses, ready = [], threading.Barrier(2)
 
                 def command(i):
                     ready.wait()
-                    statuses.append(server.post("/scale_elastic_ep", {"new_data_parallel_size": 2})[0] if i % 3 else
+                    statuses.append(server.post("/scale_elastic_ep", {"new_data_parallel_size": 2})[0] if i % 2 else
                                     server.post("/v1/scale", {"devices": 2, "strategy": "extravagant"})[0])
 
-                threads = [threading.Thread(target=command, args=(i,)) for i in range(12)]
+                threads = [threading.Thread(target=command, args=(i,)) for i in range(2)]
                 for t in threads:
                     t.start()
                 for t in threads:
