@@ -208,9 +208,13 @@ class KernelBench {
     for (int i = 0; i < rows * kGroup; ++i)
       queries.push_back(
           {&q[std::size_t(i) * kDim], &out[std::size_t(i) * kDim], tokens - rows + 1 + i / kGroup});
+    std::vector<compute::AttendUnit> units;
+    for (int i = 0; i < rows * kGroup; i += compute::kUnitQueries)
+      units.push_back(
+          {table.data(), 0, queries.data() + i, std::min(compute::kUnitQueries, rows * kGroup - i)});
     // What is in caches already counts as no reading.
     Measure(fmt::format("attend/rows{}/tokens{}", rows, tokens), {4.0 * rows * kGroup * kDim * tokens, 0},
-            [&] { kernels_.attend(cache, 0, 0, table.data(), queries.data(), rows * kGroup, 0.1F); });
+            [&] { kernels_.attend(cache, 0, units.data(), static_cast<int>(units.size()), 0.1F); });
   }
 
   // A MoE layer as one device runs it: `count` experts of Qwen3-30B-A3B's shape with `rows` rows each.

@@ -16,7 +16,7 @@
 namespace elasticmoe::compute {
 namespace {
 
-constexpr int kQueries = 16;
+constexpr int kQueries = kUnitQueries;
 constexpr int kSpanBlocks = 4;
 constexpr int kSpan = kSpanBlocks * kBlockTokens;  // tokens between two updates of the softmax
 constexpr int kTileDim = 32;                       // of q and k: 64 bytes of bf16
@@ -257,12 +257,10 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
   }
 }
 
-void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
-            const Query* queries, int count, float scale) {
-  if (cache.layout.latent_values > 0)
-    return AttendLatent<Bf16>(cache, layer, block_table, queries, count, scale);
-  for (int i = 0; i < count; i += kQueries)
-    AttendTile(cache, layer, kv_head, block_table, queries + i, std::min(kQueries, count - i), scale);
+void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
+  if (cache.layout.latent_values > 0) return AttendLatents<Bf16>(cache, layer, units, count, scale);
+  for (int u = 0; u < count; ++u)
+    AttendTile(cache, layer, units[u].kv_head, units[u].block_table, units[u].queries, units[u].count, scale);
 }
 
 }  // namespace

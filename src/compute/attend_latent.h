@@ -33,7 +33,7 @@ template <class Element>
   for (int d = 0; d < kv.head_dim; ++d) PutElement(latent[d], out[d]);
 }
 
-// As Kernels::attend. Blocks outside, queries inside: a block is converted once for all of them.
+// One unit. Blocks outside, queries inside: a block is converted once for all of them.
 template <class Element>
 [[gnu::always_inline]] inline void AttendLatent(const KvCache& cache, int layer,
                                                 const std::uint32_t* block_table, const Query* queries,
@@ -90,6 +90,14 @@ template <class Element>
     for (int i = 0; i < some; ++i)
       for (int d = 0; d < values; ++d) queries[i].out[d] /= sum[i];
   }
+}
+
+// As Kernels::attend.
+template <class Element>
+[[gnu::always_inline]] inline void AttendLatents(const KvCache& cache, int layer, const AttendUnit* units,
+                                                 int count, float scale) {
+  for (int u = 0; u < count; ++u)
+    AttendLatent<Element>(cache, layer, units[u].block_table, units[u].queries, units[u].count, scale);
 }
 
 }  // namespace elasticmoe::compute

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "compute/attend_batch.h"
 #include "compute/choose_experts.h"
 #include "compute/exp.h"
 #include "compute/quantized_row.h"
@@ -98,7 +99,7 @@ void Forward::Begin(const SharedWeights& weights, std::span<const TokenId> token
   EM_CHECK(rows_ <= max_rows_, "rows={} (limit={})", rows_, max_rows_);
   chunks_ = chunks;
   tiles_.clear();
-  const int tile_rows = std::max(1, kTileQueries / (spec_.attention.heads / spec_.attention.kv_heads));
+  const int tile_rows = std::max(1, kUnitQueries / (spec_.attention.heads / spec_.attention.kv_heads));
   int positions = 0;
   for (std::size_t c = 0; c < chunks.size(); ++c) {
     const Chunk& chunk = chunks[c];
@@ -193,25 +194,21 @@ void Forward::AttendRows(int layer, const float* sinks, const KvCache& kv) {
   const int units = static_cast<int>(tiles_.size()) * a.kv_heads;
   const int window = spec_.layers[layer].window;
   Split(units, 1, [&](int first, int last) {
-    Query queries[kTileQueries];
+    AttendBatch batch(kernels_, kv, layer, a.scale);
     for (int unit = first; unit < last; ++unit) {
       // Last tiles first: in a long chunk they see the most tokens.
       const Tile& tile = tiles_[tiles_.size() - 1 - unit / a.kv_heads];
       const int kv_head = unit % a.kv_heads;
-      const std::uint32_t* table = chunks_[tile.chunk].block_table.data();
-      int count = 0;
+      batch.Begin(chunks_[tile.chunk].block_table.data(), kv_head);
       for (int i = 0; i < tile.rows * group; ++i) {
         const std::size_t row = tile.first_row + i / group;
         const int head = kv_head * group + i % group;
         const int offset = head * a.head_dim;
-        Query& query = queries[count++];
-        query = {&qkv_[row * a.QkvRows() + offset], &attended_[row * a.heads * a.head_dim + offset],
-                 position_[row] + 1};
+        Query query{&qkv_[row * a.QkvRows() + offset], &attended_[row * a.heads * a.head_dim + offset],
+                    position_[row] + 1};
         if (window > 0) query.first = std::max(0, position_[row] + 1 - window);
         if (sinks != nullptr) query.sink = sinks[head];
-        if (count < kTileQueries && i + 1 < tile.rows * group) continue;
-        kernels_.attend(kv, layer, kv_head, table, queries, count, a.scale);
-        count = 0;
+        batch.Add(query);
       }
     }
   });

@@ -75,11 +75,10 @@ class Forward {
   int Rows() const { return rows_; }
 
  private:
-  // Rows of one chunk that go through attention together, so that they share the reads of K and V.
+  // Rows of one chunk that go through attention together, a unit a KV head: they share the reads of K and V.
   struct Tile {
     int chunk, first_row, rows;
   };
-  static constexpr int kTileQueries = 16;
 
   // Calls body(first, last) for pieces of [0, count), at least `least` long, on all threads.
   template <class Body>

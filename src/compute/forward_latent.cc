@@ -3,6 +3,7 @@
 // c and the one rotated key alone, and a step reads them once for all heads.
 #include <algorithm>
 
+#include "compute/attend_batch.h"
 #include "compute/forward.h"
 #include "compute/rms_norm.h"
 #include "compute/work.h"
@@ -75,19 +76,18 @@ void Forward::HeadMatmul(const std::vector<PackedMatrix>& w, int in_head, float*
 
 void Forward::AttendLatents(int layer, const KvCache& kv) {
   const core::AttentionSpec& a = spec_.attention;
-  const int parts = (a.heads + kTileQueries - 1) / kTileQueries;
+  const int parts = (a.heads + kUnitQueries - 1) / kUnitQueries;
   Split(rows_ * parts, 1, [&](int first, int last) {
-    Query queries[kTileQueries];
+    AttendBatch batch(kernels_, kv, layer, a.scale);
     for (int unit = first; unit < last; ++unit) {
       const int row = rows_ - 1 - unit / parts;  // the last rows of a chunk see the most tokens
-      const int begin = unit % parts * kTileQueries;
-      const int count = std::min(kTileQueries, a.heads - begin);
-      for (int i = 0; i < count; ++i) {
-        const std::size_t head = std::size_t(row) * a.heads + begin + i;
-        queries[i] = {&latent_q_[head * a.LatentDim()], &latent_out_[head * a.kv_lora_rank],
-                      position_[row] + 1};
+      const int begin = unit % parts * kUnitQueries;
+      batch.Begin(chunks_[chunk_of_row_[row]].block_table.data(), 0);
+      for (int i = begin; i < std::min(a.heads, begin + kUnitQueries); ++i) {
+        const std::size_t head = std::size_t(row) * a.heads + i;
+        batch.Add(
+            {&latent_q_[head * a.LatentDim()], &latent_out_[head * a.kv_lora_rank], position_[row] + 1});
       }
-      kernels_.attend(kv, layer, 0, chunks_[chunk_of_row_[row]].block_table.data(), queries, count, a.scale);
     }
   });
 }

@@ -32,12 +32,22 @@ struct Query {
       -std::numeric_limits<float>::infinity();  // a logit without a value; -inf = none. Not over latents
 };
 
+inline constexpr int kUnitQueries = 16;
+
+// Queries of one sequence whose heads share a KV head, handed to Kernels::attend together.
+struct AttendUnit {
+  const std::uint32_t* block_table = nullptr;  // covers the tokens of all queries
+  int kv_head = 0;                             // 0 over latents
+  const Query* queries = nullptr;              // [count]
+  int count = 0;                               // in [1, kUnitQueries]
+};
+
 // Products of int8 and int4 matrices (packed.h). Their rows are quantized rows (quantized_row.h): groups of
 // 64 inputs of int8 that share a scale. Sums within a group are exact integers, scaled and added group by
 // group, front to back.
 struct QuantizedKernels {
-  // QuantizeGroup (quantize.h), as fast as the instruction set allows; the same bits in every table.
-  void (*pack)(const float* values, WeightFormat format, int lane, std::byte* group);
+  // QuantizeGroups (quantize.h), as fast as the instruction set allows; the same bits in every table.
+  void (*pack)(const float* values, WeightFormat format, int first_lane, std::byte* group);
 
   // A row of k activations in the table's format -> a quantized row.
   void (*quantize)(const void* activations, int k, void* quantized);
@@ -81,12 +91,11 @@ struct Kernels {
   void (*store_kv)(const KvLayout& layout, int layer, int slot, const float* k, const float* v,
                    std::byte* block);
 
-  // Attention of queries of one sequence whose heads share `kv_head`: blocks in order, online softmax. A
-  // query's result depends on its own tokens only, not on the other queries nor on what else its last block
-  // holds. REQUIRES: an even head_dim <= kMaxHeadDim, over latents
+  // Attention of `count` units, one after the other (what the next one reads is fetched meanwhile): blocks in
+  // order, online softmax. A query's result depends on its own tokens only, not on the other queries or units
+  // nor on what else its last block holds. REQUIRES: an even head_dim <= kMaxHeadDim, over latents
   // <= kMaxLatentDim.
-  void (*attend)(const KvCache& kv, int layer, int kv_head, const std::uint32_t* block_table,
-                 const Query* queries, int count, float scale);
+  void (*attend)(const KvCache& kv, int layer, const AttendUnit* units, int count, float scale);
 
   QuantizedKernels quantized;  // matmul and gate_up above are for bf16 matrices
 };

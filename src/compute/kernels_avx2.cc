@@ -205,8 +205,8 @@ inline void AddValues(const Bf16* values, int dim, int count, const Softmax* sof
 
 // Queries side by side read each block once and hide each other's latencies.
 template <int kQueries>
-void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
-                const Query* queries, float scale) {
+void AttendTile(const KvCache& cache, int layer, const AttendUnit& unit, int first_query, float scale) {
+  const Query* const queries = unit.queries + first_query;
   const KvLayout& kv = cache.layout;
   const int dim = kv.head_dim;
   Softmax softmax[kQueries];
@@ -219,9 +219,9 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
     softmax[i].sum = queries[i].sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
   }
   for (int begin = first / kBlockTokens * kBlockTokens; begin < tokens; begin += kBlockTokens) {
-    std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
-    const Bf16* keys = KeyOf(kv, layer, kv_head, block);
-    const Bf16* values = ValueOf(kv, layer, kv_head, block);
+    std::byte* block = cache.Block(unit.block_table[begin / kBlockTokens]);
+    const Bf16* keys = KeyOf(kv, layer, unit.kv_head, block);
+    const Bf16* values = ValueOf(kv, layer, unit.kv_head, block);
     __m256 scores[kQueries][2];
     for (int i = 0; i < kQueries; ++i) scores[i][0] = scores[i][1] = _mm256_setzero_ps();
     for (int d = 0; d < dim; ++d) {
@@ -256,14 +256,15 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
   }
 }
 
-void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
-            const Query* queries, int count, float scale) {
-  if (cache.layout.latent_values > 0)
-    return AttendLatent<Bf16>(cache, layer, block_table, queries, count, scale);
-  int i = 0;
-  for (; i + 4 <= count; i += 4) AttendTile<4>(cache, layer, kv_head, block_table, queries + i, scale);
-  for (; i + 2 <= count; i += 2) AttendTile<2>(cache, layer, kv_head, block_table, queries + i, scale);
-  for (; i < count; ++i) AttendTile<1>(cache, layer, kv_head, block_table, queries + i, scale);
+void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
+  if (cache.layout.latent_values > 0) return AttendLatents<Bf16>(cache, layer, units, count, scale);
+  for (int u = 0; u < count; ++u) {
+    const AttendUnit& unit = units[u];
+    int i = 0;
+    for (; i + 4 <= unit.count; i += 4) AttendTile<4>(cache, layer, unit, i, scale);
+    for (; i + 2 <= unit.count; i += 2) AttendTile<2>(cache, layer, unit, i, scale);
+    for (; i < unit.count; ++i) AttendTile<1>(cache, layer, unit, i, scale);
+  }
 }
 
 }  // namespace

@@ -121,11 +121,11 @@ void AttendOne(const KvCache& cache, int layer, int kv_head, const std::uint32_t
   for (int d = 0; d < kv.head_dim; ++d) acc[d] /= sum;
 }
 
-void Attend(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
-            const Query* queries, int count, float scale) {
-  if (cache.layout.latent_values > 0)
-    return AttendLatent<float>(cache, layer, block_table, queries, count, scale);
-  for (int i = 0; i < count; ++i) AttendOne(cache, layer, kv_head, block_table, queries[i], scale);
+void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
+  if (cache.layout.latent_values > 0) return AttendLatents<float>(cache, layer, units, count, scale);
+  for (int u = 0; u < count; ++u)
+    for (int i = 0; i < units[u].count; ++i)
+      AttendOne(cache, layer, units[u].kv_head, units[u].block_table, units[u].queries[i], scale);
 }
 
 }  // namespace

@@ -324,8 +324,11 @@ class Attention {
                       cache_.Block(table_[token / kBlockTokens]));
   }
   void Attend(int kv_head, const std::vector<Query>& queries, float scale) {
-    kernels_.attend(cache_, 1, kv_head, table_.data(), queries.data(), static_cast<int>(queries.size()),
-                    scale);
+    const int count = static_cast<int>(queries.size());
+    std::vector<AttendUnit> units;
+    for (int i = 0; i < count; i += kUnitQueries)
+      units.push_back({table_.data(), kv_head, queries.data() + i, std::min(kUnitQueries, count - i)});
+    kernels_.attend(cache_, 1, units.data(), static_cast<int>(units.size()), scale);
   }
   // {the exact result, the error bound of every element} of a query that sees [first, tokens) and a sink.
   std::pair<std::vector<double>, double> Want(int kv_head, const std::vector<float>& q, int tokens,

@@ -133,24 +133,55 @@ void PackBf16Rows(const void* source, DType type, int row_begin, int rows, int k
 #endif
 }
 
+// Outputs [lane, lane + count) of a packed group.
+void CopyLanes(const std::byte* from, WeightFormat format, int lane, int count, std::byte* to) {
+  std::memcpy(to + lane * sizeof(Bf16), from + lane * sizeof(Bf16), count * sizeof(Bf16));
+  const int quads = kGroup / (format == WeightFormat::kInt4 ? 8 : 4);
+  for (int quad = 0; quad < quads; ++quad) {
+    const std::size_t at = kPanel * sizeof(Bf16) + (std::size_t(quad) * kPanel + lane) * 4;
+    std::memcpy(to + at, from + at, count * std::size_t{4});
+  }
+}
+
+void PackQuantizedRows(const void* source, DType type, int row_begin, int rows, int k, std::byte* packed,
+                       WeightFormat format) {
+  alignas(64) std::array<float, kGroup * kPackLanes> values;  // [kGroup, kPackLanes]
+  std::array<float, kGroup> row_values;
+  std::array<std::byte, GroupBytes(WeightFormat::kInt8)> aside;  // of a group whose lanes are not all written
+  for (int row = 0; row < rows;) {
+    const int output = row_begin + row, first = output % kPackLanes;
+    const int count = std::min(rows - row, kPackLanes - first);
+    const int first_lane = output % kPanel - first;
+    std::byte* group = packed + output / kPanel * PanelBytes(k, format);
+    for (int begin = 0; begin < k; begin += kGroup, group += GroupBytes(format)) {
+      const int present = std::min(kGroup, k - begin);
+      if (count < kPackLanes || present < kGroup) values.fill(0);
+      for (int i = 0; i < count; ++i) {
+        const std::size_t at = (std::size_t(row) + i) * k + begin;
+        ConvertToFloat(static_cast<const std::byte*>(source) + at * BytesOf(type), type, present,
+                       row_values.data());
+        for (int j = 0; j < present; ++j) values[j * kPackLanes + first + i] = row_values[j];
+      }
+      if (count == kPackLanes) {
+        QuantizeGroups(values.data(), format, first_lane, group);
+      } else {
+        QuantizeGroups(values.data(), format, first_lane, aside.data());
+        CopyLanes(aside.data(), format, first_lane + first, count, group);
+      }
+    }
+    row += count;
+  }
+}
+
 }  // namespace
 
 void PackRows(const void* source, DType type, int row_begin, int rows, int k, void* packed,
               WeightFormat format) {
-  if (format == WeightFormat::kBf16) {
-    PackBf16Rows(source, type, row_begin, rows, k, static_cast<Bf16*>(packed));
-    return;
-  }
-  std::vector<float> values(std::size_t{kGroup} * GroupsOf(k));
-  for (int row = 0; row < rows; ++row) {
-    const int output = row_begin + row;
-    ConvertToFloat(static_cast<const std::byte*>(source) + std::size_t(row) * k * BytesOf(type), type, k,
-                   values.data());
-    std::byte* group = static_cast<std::byte*>(packed) + output / kPanel * PanelBytes(k, format);
-    for (int i = 0; i < k; i += kGroup, group += GroupBytes(format))
-      QuantizeGroup(values.data() + i, format, output % kPanel, group);
-  }
+  if (format == WeightFormat::kBf16)
+    return PackBf16Rows(source, type, row_begin, rows, k, static_cast<Bf16*>(packed));
+  PackQuantizedRows(source, type, row_begin, rows, k, static_cast<std::byte*>(packed), format);
 }
+
 void PackColumn(const void* source, DType type, int column, int n, int k, Bf16* packed) {
   const std::size_t pairs = static_cast<std::size_t>((k + 1) / 2);
   for (int i = 0; i < n; ++i)

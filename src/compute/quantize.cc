@@ -4,9 +4,9 @@
 
 namespace elasticmoe::compute {
 
-void QuantizeGroup(const float* values, WeightFormat format, int lane, std::byte* group) {
+void QuantizeGroups(const float* values, WeightFormat format, int first_lane, std::byte* group) {
   static const auto pack = AvailableKernels().front()->quantized.pack;
-  pack(values, format, lane, group);
+  pack(values, format, first_lane, group);
 }
 
 }  // namespace elasticmoe::compute

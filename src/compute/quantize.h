@@ -9,10 +9,12 @@
 
 namespace elasticmoe::compute {
 
-// Quantizes kGroup inputs of one output into its place in a packed group: output `lane` in [0, kPanel) of the
-// panel. int8: scale = largest magnitude / 127. int4: of several scales near largest / 8 the one whose
-// rounding loses least, by squares.
-void QuantizeGroup(const float* values, WeightFormat format, int lane, std::byte* group);
+inline constexpr int kPackLanes = 16;  // outputs that are quantized side by side
+
+// Quantizes kGroup inputs of kPackLanes outputs, values [kGroup, kPackLanes], into their places in a packed
+// group: outputs `first_lane` (0 or kPackLanes) and on of the panel. int8: scale = largest magnitude / 127.
+// int4: of several scales near largest / 8 the one whose rounding loses least, by squares.
+void QuantizeGroups(const float* values, WeightFormat format, int first_lane, std::byte* group);
 
 // One output's part of a packed group.
 struct StoredGroup {

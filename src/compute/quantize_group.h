@@ -1,118 +1,172 @@
-// The body of QuantizeGroup (quantize.h) in plain C++, for the kernel tables to compile for their instruction
-// sets: it is inlined where it is used, so that no copy of it can be linked into code for other machines.
-// Sums run in kLanes interleaved parts that are added in one order, and nothing is fused: the same bits from
-// every compiler's vectors.
+// The body of QuantizeGroups (quantize.h) in plain C++, for the kernel tables to compile for their
+// instruction sets: it is inlined where it is used, so that no copy of it can be linked into code for other
+// machines. A lane is an output. Its sums run in kParts interleaved parts that are added in one order, and
+// nothing is fused: the same bits whatever the compiler makes of the lanes.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "compute/packed.h"
+#include "compute/quantize.h"
 
 namespace elasticmoe::compute {
 
-inline constexpr int kLanes = 16;
+inline constexpr int kParts = 16;
 inline constexpr int kInt4Unit = 16;  // a stored int4 scale is this part of the weight's
 
-// The nearest bf16 that is no smaller.
-[[gnu::always_inline]] inline Bf16 RoundUp(float value) {
-  const Bf16 rounded = ToBf16(value);
-  return ToFloat(rounded) < value ? static_cast<Bf16>(rounded + 1) : rounded;
+// Lanes are passed by reference only: where a vector is wider than the machine's registers, there is no ABI
+// for its value.
+using FloatLanes = float __attribute__((vector_size(kPackLanes * 4)));
+using IntLanes = std::int32_t __attribute__((vector_size(kPackLanes * 4)));
+
+[[gnu::always_inline]] inline void LoadLanes(const float* from, FloatLanes& lanes) {
+  std::memcpy(&lanes, from, sizeof(lanes));
+}
+
+[[gnu::always_inline]] inline void Magnitude(const FloatLanes& x, FloatLanes& magnitude) {
+  magnitude = (FloatLanes)((IntLanes)x & 0x7fffffff);
 }
 
 // Rounded to the nearest integer, as a float, for |x| < 2^22: adding 1.5 * 2^23 leaves no fraction.
-[[gnu::always_inline]] inline float RoundInteger(float x) {
+[[gnu::always_inline]] inline void RoundInteger(FloatLanes& x) {
   constexpr float kShift = 12582912.0F;
-  return x + kShift - kShift;
+  x = x + kShift;
+  x = x - kShift;
 }
 
-[[gnu::always_inline]] inline float LargestMagnitude(const float* values) {
-  float lanes[kLanes] = {};
-  for (int i = 0; i < kGroup; i += kLanes)
-    for (int j = 0; j < kLanes; ++j) lanes[j] = std::max(lanes[j], std::abs(values[i + j]));
-  float largest = 0;
-  for (const float lane : lanes) largest = std::max(largest, lane);
-  return largest;
+[[gnu::always_inline]] inline void Clamp(float low, float high, FloatLanes& x) {
+  const FloatLanes lows = low - FloatLanes{}, highs = high - FloatLanes{};
+  x = x < lows ? lows : x;
+  x = x > highs ? highs : x;
 }
 
-[[gnu::always_inline]] inline void QuantizeInt8(const float* values, int lane, std::byte* group) {
-  const float largest = LargestMagnitude(values);
-  const Bf16 scale = RoundUp(largest / 127.0F);
-  const float inverse = largest > 0 ? 1.0F / ToFloat(scale) : 0.0F;
-  std::uint8_t q[kGroup];
-  for (int i = 0; i < kGroup; ++i)
-    q[i] = static_cast<std::uint8_t>(
-        static_cast<int>(RoundInteger(std::min(std::max(values[i] * inverse, -127.0F), 127.0F))) + 128);
-  std::memcpy(group + lane * sizeof(Bf16), &scale, sizeof(scale));
-  std::byte* out = group + kPanel * sizeof(Bf16) + lane * 4;
-  for (int quad = 0; quad < kGroup / 4; ++quad) std::memcpy(out + quad * kPanel * 4, q + quad * 4, 4);
+// The nearest bf16 (even of two), as the upper half of each lane; NaN stays NaN.
+[[gnu::always_inline]] inline void ToBf16Lanes(const FloatLanes& x, IntLanes& bf16) {
+  const IntLanes bits = (IntLanes)x;
+  const IntLanes nan = (bits & 0x7fffffff) > 0x7f800000;
+  // As unsigned numbers, which wrap.
+  using Unsigned = std::uint32_t __attribute__((vector_size(kPackLanes * 4)));
+  const Unsigned rounded = (Unsigned)bits + 0x7fffu + (((Unsigned)bits >> 16) & 1u);
+  bf16 = (nan ? bits | 0x400000 : (IntLanes)rounded) & (std::int32_t)0xffff0000;
 }
 
-[[gnu::always_inline]] inline float RoundInt4(float x, float inverse) {
-  return std::min(std::max(RoundInteger(x * inverse), -8.0F), 7.0F);
+[[gnu::always_inline]] inline void StoreScales(const IntLanes& bf16, std::byte* group) {
+  for (int lane = 0; lane < kPackLanes; ++lane) {
+    const Bf16 scale = static_cast<Bf16>(static_cast<std::uint32_t>(bf16[lane]) >> 16);
+    std::memcpy(group + lane * sizeof(Bf16), &scale, sizeof(scale));
+  }
+}
+
+[[gnu::always_inline]] inline void LargestMagnitude(const float* values, FloatLanes& largest) {
+  largest = FloatLanes{};
+  for (int i = 0; i < kGroup; ++i) {
+    FloatLanes x, magnitude;
+    LoadLanes(values + i * kPackLanes, x);
+    Magnitude(x, magnitude);
+    largest = largest < magnitude ? magnitude : largest;
+  }
+}
+
+// group: where the first of the lanes has its scale; quads: where it has its first quad.
+[[gnu::always_inline]] inline void QuantizeInt8(const float* values, std::byte* scales, std::byte* quads) {
+  FloatLanes largest;
+  LargestMagnitude(values, largest);
+  const FloatLanes wanted = largest / 127.0F;
+  IntLanes scale;
+  ToBf16Lanes(wanted, scale);
+  scale = (FloatLanes)scale < wanted ? scale + 0x10000 : scale;  // no smaller: nothing is clipped
+  const FloatLanes zeros = {};
+  const FloatLanes inverse = largest > zeros ? 1.0F / (FloatLanes)scale : zeros;
+  StoreScales(scale, scales);
+  for (int quad = 0; quad < kGroup / 4; ++quad) {
+    IntLanes four = {};
+    for (int i = 0; i < 4; ++i) {
+      FloatLanes x;
+      LoadLanes(values + (quad * 4 + i) * kPackLanes, x);
+      x = x * inverse;
+      Clamp(-127.0F, 127.0F, x);
+      RoundInteger(x);
+      four |= (__builtin_convertvector(x, IntLanes) + 128) << (8 * i);
+    }
+    std::memcpy(quads + quad * kPanel * 4, &four, sizeof(four));
+  }
+}
+
+[[gnu::always_inline]] inline void RoundInt4(const FloatLanes& inverse, FloatLanes& x) {
+  x = x * inverse;
+  RoundInteger(x);
+  Clamp(-8.0F, 7.0F, x);
 }
 
 // With q fixed, sum x q / sum q^2 is the scale that loses least, and (sum x q)^2 / sum q^2 is what it keeps
 // of sum x^2.
-struct Int4Fit {
-  float product = 0;  // sum x q
-  float square = 0;   // sum q^2
-};
-[[gnu::always_inline]] inline Int4Fit FitInt4(const float* values, float inverse) {
-  float product[kLanes] = {}, square[kLanes] = {};
-  for (int i = 0; i < kGroup; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      const float q = RoundInt4(values[i + j], inverse);
-      product[j] += values[i + j] * q;
-      square[j] += q * q;
+[[gnu::always_inline]] inline void FitInt4(const float* values, const FloatLanes& inverse,
+                                           FloatLanes& product, FloatLanes& square) {
+  product = square = FloatLanes{};
+  for (int part = 0; part < kParts; ++part) {
+    FloatLanes part_product = {}, part_square = {};
+    for (int i = part; i < kGroup; i += kParts) {
+      FloatLanes x, q;
+      LoadLanes(values + i * kPackLanes, x);
+      q = x;
+      RoundInt4(inverse, q);
+      part_product = part_product + x * q;
+      part_square = part_square + q * q;
     }
+    product = product + part_product;
+    square = square + part_square;
   }
-  Int4Fit fit;
-  for (int j = 0; j < kLanes; ++j) {
-    fit.product += product[j];
-    fit.square += square[j];
-  }
-  return fit;
 }
 
-[[gnu::always_inline]] inline void QuantizeInt4(const float* values, int lane, std::byte* group) {
+[[gnu::always_inline]] inline void QuantizeInt4(const float* values, std::byte* scales, std::byte* quads) {
   // The largest value takes the -8 that the other sign lacks, if it is worth that.
-  const float largest = LargestMagnitude(values);
-  float most = 0;
-  for (int i = kGroup - 1; i >= 0; --i) most = std::abs(values[i]) == largest ? values[i] : most;
-  float best_scale = 0, best_kept = 0;
-  if (most != 0) {
-    for (int step = 0; step < 10; ++step) {
-      const Int4Fit fit = FitInt4(values, -(6.5F + 0.25F * static_cast<float>(step)) / most);
-      if (fit.square > 0 && fit.product * fit.product > best_kept * fit.square) {
-        best_kept = fit.product * fit.product / fit.square;
-        best_scale = fit.product / fit.square;
-      }
-    }
+  FloatLanes largest;
+  LargestMagnitude(values, largest);
+  FloatLanes most = {};
+  for (int i = kGroup - 1; i >= 0; --i) {
+    FloatLanes x, magnitude;
+    LoadLanes(values + i * kPackLanes, x);
+    Magnitude(x, magnitude);
+    most = magnitude == largest ? x : most;
   }
-  const Bf16 scale = ToBf16(best_scale / kInt4Unit);
-  const float inverse = scale << 1 == 0 ? 0.0F : 1.0F / (kInt4Unit * ToFloat(scale));
-  std::uint8_t q[kGroup];
-  for (int i = 0; i < kGroup; ++i)
-    q[i] = static_cast<std::uint8_t>(static_cast<int>(RoundInt4(values[i], inverse)) + 8);
-  std::memcpy(group + lane * sizeof(Bf16), &scale, sizeof(scale));
-  std::byte* out = group + kPanel * sizeof(Bf16) + lane * 4;
+  const FloatLanes zeros = {};
+  FloatLanes best_scale = {}, best_kept = {};
+  for (int step = 0; step < 10; ++step) {
+    const FloatLanes inverse = -(6.5F + 0.25F * static_cast<float>(step)) / most;
+    FloatLanes product, square;
+    FitInt4(values, inverse, product, square);
+    const IntLanes better = (square > zeros) & (most != zeros) & (product * product > best_kept * square);
+    best_kept = better ? product * product / square : best_kept;
+    best_scale = better ? product / square : best_scale;
+  }
+  IntLanes scale;
+  const FloatLanes wanted = best_scale / static_cast<float>(kInt4Unit);
+  ToBf16Lanes(wanted, scale);
+  const FloatLanes rounded = (FloatLanes)scale;
+  const FloatLanes inverse =
+      (scale & 0x7fffffff) == 0 ? zeros : 1.0F / (static_cast<float>(kInt4Unit) * rounded);
+  StoreScales(scale, scales);
   for (int pair = 0; pair < kGroup / 8; ++pair) {
-    std::uint8_t both[4];
-    for (int i = 0; i < 4; ++i)
-      both[i] = static_cast<std::uint8_t>(q[pair * 8 + i] | q[pair * 8 + 4 + i] << 4);
-    std::memcpy(out + pair * kPanel * 4, both, 4);
+    IntLanes eight = {};
+    for (int i = 0; i < 8; ++i) {
+      FloatLanes x;
+      LoadLanes(values + (pair * 8 + i) * kPackLanes, x);
+      RoundInt4(inverse, x);
+      eight |= (__builtin_convertvector(x, IntLanes) + 8) << (i < 4 ? 8 * i : 8 * (i - 4) + 4);
+    }
+    std::memcpy(quads + pair * kPanel * 4, &eight, sizeof(eight));
   }
 }
 
-[[gnu::always_inline]] inline void QuantizeGroupBody(const float* values, WeightFormat format, int lane,
-                                                     std::byte* group) {
+// As QuantizeGroups.
+[[gnu::always_inline]] inline void QuantizeGroupsBody(const float* values, WeightFormat format,
+                                                      int first_lane, std::byte* group) {
+  std::byte* const scales = group + first_lane * sizeof(Bf16);
+  std::byte* const quads = group + kPanel * sizeof(Bf16) + first_lane * 4;
   if (format == WeightFormat::kInt4) {
-    QuantizeInt4(values, lane, group);
+    QuantizeInt4(values, scales, quads);
   } else {
-    QuantizeInt8(values, lane, group);
+    QuantizeInt8(values, scales, quads);
   }
 }
 

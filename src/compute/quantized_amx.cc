@@ -173,11 +173,12 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& 
   EvenRows even;
   if (m < LeastRows(gate.format) || !FindStride(rows, m, even))
     return VnniQuantizedKernels().gate_up(gate, up, activation, rows, m, panel_begin, panel_end, out);
-  GateUpBlocks(gate, activation, rows, m, panel_begin, panel_end, out,
-               [&](const void* const* block_rows, int count, int panel, int half, GateUpBlock& block) {
-                 const EvenRows some{static_cast<const std::byte*>(block_rows[0]), even.stride};
-                 PanelSums(gate, panel, some, count, block.gate[0] + half * kPanel, kGroup);
-                 PanelSums(up, panel, some, count, block.up[0] + half * kPanel, kGroup);
+  GateUpBlocks(gate, up, activation, rows, m, panel_begin, panel_end, out,
+               [&](const PackedMatrix& w, const void* const* some, int count, int first, int last, float* to,
+                   int stride) {
+                 const EvenRows block{static_cast<const std::byte*>(some[0]), even.stride};
+                 for (int panel = first; panel < last; ++panel)
+                   PanelSums(w, panel, block, count, to + (panel - first) * kPanel, stride);
                });
   _tile_release();
 }

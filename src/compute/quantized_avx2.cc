@@ -136,14 +136,14 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& 
   }
 }
 
-void PackGroup(const float* values, WeightFormat format, int lane, std::byte* group) {
-  QuantizeGroupBody(values, format, lane, group);
+void PackGroups(const float* values, WeightFormat format, int first_lane, std::byte* group) {
+  QuantizeGroupsBody(values, format, first_lane, group);
 }
 
 }  // namespace
 
 QuantizedKernels Avx2QuantizedKernels() {
-  return {PackGroup, Quantize, Matmul, GateUp};
+  return {PackGroups, Quantize, Matmul, GateUp};
 }
 
 }  // namespace elasticmoe::compute

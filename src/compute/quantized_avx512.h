@@ -47,35 +47,42 @@ template <WeightFormat kFormat>
   }
 }
 
-// What the rows of a block wait in until two panels, a group of the output, are done.
+// Rows that go through gate_up together, and the sums of theirs that wait for the other matrix.
 inline constexpr int kBlockRows = 64;
-struct alignas(64) GateUpBlock {
-  float gate[kBlockRows][kGroup];
-  float up[kBlockRows][kGroup];
-};
+inline constexpr int kBlockSums = kBlockRows * kGroup;
 
-// gate_up of quantized matrices, by blocks of rows and pairs of panels. body(rows, count, panel, half, block)
-// fills half `half` of a block's sums from a panel of both matrices.
-template <class Body>
-[[gnu::always_inline]] inline void GateUpBlocks(const PackedMatrix& gate, const Activation& activation,
-                                                const void* const* rows, int m, int panel_begin,
-                                                int panel_end, void* const* out, const Body& body) {
+// gate_up of quantized matrices. fill(w, rows, count, first, last, to, stride) writes the sums of rows x
+// panels [first, last) of w, to[row * stride + output]. As many panels of one matrix run before the other's
+// as there is room for: the longer a stream, the better machines fetch it ahead.
+template <class Fill>
+[[gnu::always_inline]] inline void GateUpBlocks(const PackedMatrix& gate, const PackedMatrix& up,
+                                                const Activation& activation, const void* const* rows, int m,
+                                                int panel_begin, int panel_end, void* const* out,
+                                                const Fill& fill) {
   const int groups_out = GroupsOf(gate.n);
-  GateUpBlock block;
-  for (int panel = panel_begin; panel < panel_end; panel += 2) {
+  alignas(64) float gate_sums[kBlockSums];
+  alignas(64) float up_sums[kBlockSums];
+  const int step = 2 * std::max(1, kBlockRows / std::max(1, m));  // panels
+  for (int panel = panel_begin; panel < panel_end; panel += step) {
+    const int last = std::min(panel_end, panel + step);
+    const int stride = (last - panel + 1) / 2 * kGroup;
     for (int begin = 0; begin < m; begin += kBlockRows) {
       const int count = std::min(kBlockRows, m - begin);
-      body(rows + begin, count, panel, 0, block);
-      if (panel + 1 < panel_end) body(rows + begin, count, panel + 1, 1, block);
-      const int valid = std::min(kGroup, gate.n - panel * kPanel);
+      fill(gate, rows + begin, count, panel, last, gate_sums, stride);
+      fill(up, rows + begin, count, panel, last, up_sums, stride);
       for (int r = 0; r < count; ++r) {
-        __m512 values[4];
-        for (int i = 0; i < 4; ++i) {
-          values[i] = Activated(activation, _mm512_load_ps(block.gate[r] + i * 16),
-                                _mm512_load_ps(block.up[r] + i * 16), panel * kPanel + i * 16, gate.n);
-          values[i] = _mm512_maskz_mov_ps(FirstLanes(std::max(0, valid - i * 16)), values[i]);
+        const QuantizedRowOut to = QuantizedRowOut::At(out[begin + r], groups_out);
+        for (int first = panel; first < last; first += 2) {
+          const std::size_t at = std::size_t(r) * stride + (first - panel) * kPanel;
+          const int valid = std::min(kGroup, gate.n - first * kPanel);
+          __m512 values[4];
+          for (int i = 0; i < 4; ++i) {
+            values[i] = Activated(activation, _mm512_load_ps(gate_sums + at + i * 16),
+                                  _mm512_load_ps(up_sums + at + i * 16), first * kPanel + i * 16, gate.n);
+            values[i] = _mm512_maskz_mov_ps(FirstLanes(std::max(0, valid - i * 16)), values[i]);
+          }
+          QuantizeGroup(values, first / 2, to);
         }
-        QuantizeGroup(values, panel / 2, QuantizedRowOut::At(out[begin + r], groups_out));
       }
     }
   }

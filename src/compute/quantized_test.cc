@@ -142,11 +142,11 @@ class EveryQuantizedTable::EvenRows {
 TEST_P(EveryQuantizedTable, WeightsArePackedAlike) {
   Rng rng(7);
   for (int i = 0; i < 300; ++i) {
-    std::vector<float> values(kGroup);
+    std::vector<float> values(kGroup * kPackLanes);
     for (float& value : values) value = i < 200 ? Normal(rng) : static_cast<float>(rng.Below(3)) - 1.0F;
     std::vector<std::byte> want(GroupBytes(format_)), got(GroupBytes(format_));
-    reference_.quantized.pack(values.data(), format_, i % kPanel, want.data());
-    kernels_.quantized.pack(values.data(), format_, i % kPanel, got.data());
+    reference_.quantized.pack(values.data(), format_, i % 2 * kPackLanes, want.data());
+    kernels_.quantized.pack(values.data(), format_, i % 2 * kPackLanes, got.data());
     ASSERT_EQ(want, got) << i;
   }
 }

@@ -1,0 +1,334 @@
+// Attention of the AVX512 tables: up to four queries of a KV head side by side over spans of 64 tokens, so
+// that neither the products' latency nor the softmax's shows. What comes next is fetched meanwhile: a block's
+// K or V of one head is a few KiB somewhere in memory, too short for the machine to see it coming.
+//
+// K of a block: [head_dim / 2][16 tokens][2] bf16 (16 tokens = 16 lanes of one dot product); V: [8 pairs of
+// tokens][head_dim][2] bf16. Spans begin at multiples of 64 tokens of the sequence, a softmax is brought up
+// to date once a span, and sums run token by token: the same bits whatever shares the call.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "compute/attend_latent.h"
+#include "compute/kernels.h"
+#include "compute/simd_avx512.h"
+
+namespace elasticmoe::compute {
+namespace {
+
+constexpr int kSpanBlocks = 4;
+constexpr int kSpan = kSpanBlocks * kBlockTokens;
+constexpr int kSideBySide = 4;  // queries: 4 x 4 blocks of scores, K and q fit the 32 registers
+
+void ToActivation(const float* in, int count, void* out) {
+  auto* to = static_cast<Bf16*>(out);
+  int i = 0;
+  for (; i + 16 <= count; i += 16)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), Bf16Of(_mm512_loadu_ps(in + i)));
+  if (i < count) {
+    const __mmask16 tail = FirstLanes(count - i);
+    _mm256_mask_storeu_epi16(to + i, tail, Bf16Of(_mm512_maskz_loadu_ps(tail, in + i)));
+  }
+}
+
+void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
+  if (kv.latent_values > 0) return StoreLatent<Bf16>(kv, layer, slot, k, block);
+  for (int head = 0; head < kv.kv_heads; ++head) {
+    auto* keys = reinterpret_cast<Bf16*>(block + kv.KeyOffset(layer, head));
+    auto* values = reinterpret_cast<Bf16*>(block + kv.ValueOffset(layer, head));
+    const int begin = head * kv.head_dim;
+    for (int d = 0; d < kv.head_dim; ++d) {
+      keys[(d / 2 * kBlockTokens + slot) * 2 + d % 2] = ToBf16(k[begin + d]);
+      values[(slot / 2 * kv.head_dim + d) * 2 + slot % 2] = ToBf16(v[begin + d]);
+    }
+  }
+}
+
+// The blocks of a span that some query sees: [first, count) of it.
+struct SpanBlocks {
+  const Bf16* keys[kSpanBlocks];
+  const Bf16* values[kSpanBlocks];
+  int first = 0, count = 0;
+};
+
+SpanBlocks SpanAt(const KvCache& cache, int layer, const AttendUnit& unit, int begin, int first, int tokens) {
+  SpanBlocks span;
+  span.first = std::max(0, first - begin) / kBlockTokens;
+  span.count = std::min(kSpanBlocks, (tokens - begin + kBlockTokens - 1) / kBlockTokens);
+  for (int b = span.first; b < span.count; ++b) {
+    const std::byte* block = cache.Block(unit.block_table[begin / kBlockTokens + b]);
+    span.keys[b] = reinterpret_cast<const Bf16*>(block + cache.layout.KeyOffset(layer, unit.kv_head));
+    span.values[b] = reinterpret_cast<const Bf16*>(block + cache.layout.ValueOffset(layer, unit.kv_head));
+  }
+  return span;
+}
+
+// Lines that are fetched a few at a time, while something is computed. Into the L2 cache: as many as are on
+// their way to L1 at a time are too few to hide how far memory is.
+class Fetch {
+ public:
+  // bytes each of `blocks`; all of them in about `steps` calls of Some.
+  Fetch(const Bf16* const* blocks, int count, std::size_t bytes, int steps)
+      : blocks_(blocks), left_(count), bytes_(bytes) {
+    const std::size_t lines = count * ((bytes + 63) / 64);
+    some_ = static_cast<int>((lines + steps - 1) / steps);
+  }
+  [[gnu::always_inline]] void Some() {
+    for (int i = 0; i < some_ && left_ > 0; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(*blocks_) + at_, _MM_HINT_T1);
+      at_ += 64;
+      if (at_ >= bytes_) {
+        at_ = 0;
+        ++blocks_;
+        --left_;
+      }
+    }
+  }
+
+ private:
+  const Bf16* const* blocks_;
+  int left_, some_;
+  std::size_t bytes_, at_ = 0;
+};
+
+// The running softmax of one query.
+struct Softmax {
+  float largest = 0;
+  float sum = 0;
+  float rescale = 1;                 // of what earlier spans left in the output
+  int first = 0, seen = 0;           // of the present span's tokens the query sees [first, seen)
+  alignas(64) float weights[kSpan];  // of the present span's tokens
+};
+
+// scores[query][block] = q . k, unscaled, of kBlocks blocks.
+template <int kQueries, int kBlocks>
+inline void Score(const Bf16* const* keys, const Bf16 (*q)[kMaxHeadDim], int dim, Fetch& fetch,
+                  __m512 (*scores)[kSpanBlocks]) {
+  constexpr int kStep = 16;  // of dim between fetches
+  __m512 acc[kQueries][kBlocks];
+  for (int i = 0; i < kQueries; ++i)
+    for (int b = 0; b < kBlocks; ++b) acc[i][b] = _mm512_setzero_ps();
+  for (int begin = 0; begin < dim; begin += kStep) {
+    fetch.Some();
+    const int end = std::min(dim, begin + kStep);
+    for (int d = begin; d < end; d += 2) {
+      __m512i key[kBlocks];
+      for (int b = 0; b < kBlocks; ++b) key[b] = _mm512_loadu_si512(keys[b] + d * kBlockTokens);
+      for (int i = 0; i < kQueries; ++i) {
+        std::uint32_t both;
+        std::memcpy(&both, q[i] + d, 4);
+        const __m512i pair = _mm512_set1_epi32(static_cast<int>(both));
+        for (int b = 0; b < kBlocks; ++b) acc[i][b] = DotBf16(acc[i][b], key[b], pair);
+      }
+    }
+  }
+  for (int i = 0; i < kQueries; ++i)
+    for (int b = 0; b < kBlocks; ++b) scores[i][b] = acc[i][b];
+}
+
+template <int kQueries>
+inline void ScoreSpan(const SpanBlocks& span, const Bf16 (*q)[kMaxHeadDim], int dim, Fetch& fetch,
+                      __m512 (*scores)[kSpanBlocks]) {
+  const Bf16* const* keys = span.keys + span.first;
+  switch (span.count - span.first) {
+    case 1:
+      return Score<kQueries, 1>(keys, q, dim, fetch, scores);
+    case 2:
+      return Score<kQueries, 2>(keys, q, dim, fetch, scores);
+    case 3:
+      return Score<kQueries, 3>(keys, q, dim, fetch, scores);
+    default:
+      return Score<kQueries, 4>(keys, q, dim, fetch, scores);
+  }
+}
+
+// Takes in the scores of blocks [first_block, blocks) of the present span. Lanes that the query does not see
+// hold anything, NaN included: they never enter.
+inline void Advance(const __m512* scores, int first_block, int blocks, float scale, Softmax& softmax) {
+  __m512 scaled[kSpanBlocks];
+  __mmask16 valid[kSpanBlocks];
+  __m512 most = _mm512_set1_ps(softmax.largest);
+  for (int b = first_block; b < blocks; ++b) {
+    const int begin = b * kBlockTokens;
+    valid[b] = static_cast<__mmask16>(FirstLanes(std::max(0, softmax.seen - begin)) &
+                                      ~FirstLanes(std::max(0, softmax.first - begin)));
+    scaled[b] = _mm512_mul_ps(scores[b - first_block], _mm512_set1_ps(scale));
+    most = _mm512_mask_max_ps(most, valid[b], most, scaled[b]);
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  __m512 sum = _mm512_setzero_ps();
+  for (int b = first_block; b < blocks; ++b) {
+    const __m512 p = _mm512_maskz_mov_ps(valid[b], Exp(_mm512_sub_ps(scaled[b], _mm512_set1_ps(largest))));
+    _mm512_store_ps(softmax.weights + b * kBlockTokens, p);
+    sum = _mm512_add_ps(sum, p);
+  }
+  softmax.rescale = _mm512_cvtss_f32(Exp(_mm512_set1_ps(softmax.largest - largest)));
+  softmax.sum = softmax.sum * softmax.rescale + _mm512_reduce_add_ps(sum);
+  softmax.largest = largest;
+}
+
+inline __m512 FirstOfPairs(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+}
+inline __m512 SecondOfPairs(__m512i pairs) {
+  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+// out[d, d + 16 kChunks) = that * rescale + the weighted values of the span, for queries that see the same
+// tokens. `lanes`: of the last chunk.
+template <int kQueries, int kChunks>
+inline void AddChunks(const SpanBlocks& span, int dim, int d, __mmask16 lanes, const Softmax* softmax,
+                      const Query* queries, Fetch& fetch) {
+  const __mmask16 all = 0xffff;
+  __m512 part[kQueries][kChunks];
+  for (int i = 0; i < kQueries; ++i)
+    for (int c = 0; c < kChunks; ++c)
+      part[i][c] =
+          _mm512_mul_ps(_mm512_maskz_loadu_ps(c + 1 < kChunks ? all : lanes, queries[i].out + d + c * 16),
+                        _mm512_set1_ps(softmax[i].rescale));
+  const int seen = softmax[0].seen;
+  for (int b = softmax[0].first / kBlockTokens; b * kBlockTokens < seen; ++b) {
+    fetch.Some();
+    const Bf16* values = span.values[b] + d * 2;
+    const int begin = b * kBlockTokens, tokens = std::min(kBlockTokens, seen - begin);
+    const float* weights[kQueries];
+    for (int i = 0; i < kQueries; ++i) weights[i] = softmax[i].weights + begin;
+    std::ptrdiff_t t = 0;
+    for (; t + 2 <= tokens; t += 2, values += dim * 2) {
+      __m512 first[kChunks], second[kChunks];
+      for (int c = 0; c < kChunks; ++c) {
+        const __m512i pairs = _mm512_maskz_loadu_epi32(c + 1 < kChunks ? all : lanes, values + c * 32);
+        first[c] = FirstOfPairs(pairs);
+        second[c] = SecondOfPairs(pairs);
+      }
+      for (int i = 0; i < kQueries; ++i) {
+        const __m512 weight = _mm512_set1_ps(weights[i][t]);
+        for (int c = 0; c < kChunks; ++c) part[i][c] = _mm512_fmadd_ps(weight, first[c], part[i][c]);
+        const __m512 next = _mm512_set1_ps(weights[i][t + 1]);
+        for (int c = 0; c < kChunks; ++c) part[i][c] = _mm512_fmadd_ps(next, second[c], part[i][c]);
+      }
+    }
+    if (t == tokens) continue;
+    for (int c = 0; c < kChunks; ++c) {  // what stands behind the last token never enters
+      const __m512 first =
+          FirstOfPairs(_mm512_maskz_loadu_epi32(c + 1 < kChunks ? all : lanes, values + c * 32));
+      for (int i = 0; i < kQueries; ++i)
+        part[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i][t]), first, part[i][c]);
+    }
+  }
+  for (int i = 0; i < kQueries; ++i)
+    for (int c = 0; c < kChunks; ++c)
+      _mm512_mask_storeu_ps(queries[i].out + d + c * 16, c + 1 < kChunks ? all : lanes, part[i][c]);
+}
+
+template <int kQueries>
+inline void AddValues(const SpanBlocks& span, int dim, const Softmax* softmax, const Query* queries,
+                      Fetch& fetch) {
+  int d = 0;
+  for (; d + 32 <= dim; d += 32) AddChunks<kQueries, 2>(span, dim, d, 0xffff, softmax, queries, fetch);
+  for (; d < dim; d += 16) AddChunks<kQueries, 1>(span, dim, d, FirstLanes(dim - d), softmax, queries, fetch);
+}
+
+// One span. Its queries are several heads of a few rows: those of a row see the same tokens.
+template <int kQueries>
+void AttendSpan(const SpanBlocks& span, int begin, const Bf16 (*q)[kMaxHeadDim], int dim, float scale,
+                const Query* queries, Softmax* softmax, Fetch& values_here, Fetch& keys_next) {
+  __m512 scores[kQueries][kSpanBlocks];
+  ScoreSpan<kQueries>(span, q, dim, values_here, scores);
+  for (int i = 0; i < kQueries; ++i) {
+    Softmax& s = softmax[i];
+    s.first = std::max(0, queries[i].first - begin);
+    s.seen = std::min(kSpan, queries[i].tokens - begin);
+    if (s.first < s.seen) Advance(scores[i], span.first, span.count, scale, s);
+  }
+  for (int i = 0; i < kQueries;) {
+    const Softmax& s = softmax[i];
+    const auto alike = [&](int j) {
+      return j < kQueries && softmax[j].first == s.first && softmax[j].seen == s.seen;
+    };
+    if (s.first >= s.seen) {
+      ++i;
+    } else if (kQueries == 4 && alike(i + 1) && alike(i + 2) && alike(i + 3)) {
+      AddValues<kQueries>(span, dim, softmax + i, queries + i, keys_next);
+      i += 4;
+    } else if (kQueries >= 2 && alike(i + 1)) {
+      AddValues<2>(span, dim, softmax + i, queries + i, keys_next);
+      i += 2;
+    } else {
+      AddValues<1>(span, dim, softmax + i, queries + i, keys_next);
+      ++i;
+    }
+  }
+}
+
+// Where a unit's blocks begin and end: the tokens that some query of it sees.
+struct Reach {
+  int first, tokens;
+  explicit Reach(const AttendUnit& unit) : first(unit.queries[0].first), tokens(0) {
+    for (int i = 0; i < unit.count; ++i) {
+      first = std::min(first, unit.queries[i].first);
+      tokens = std::max(tokens, unit.queries[i].tokens);
+    }
+  }
+  int Begin() const { return first / kSpan * kSpan; }
+};
+
+// `next`: the unit after this one, or null.
+void AttendUnitSpans(const KvCache& cache, int layer, const AttendUnit& unit, const AttendUnit* next,
+                     float scale) {
+  const KvLayout& kv = cache.layout;
+  const int dim = kv.head_dim, count = unit.count;
+  const std::size_t bytes = kv.HeadBytes();
+  alignas(64) Bf16 q[kUnitQueries][kMaxHeadDim];
+  Softmax softmax[kUnitQueries];
+  for (int i = 0; i < count; ++i) {
+    const Query& query = unit.queries[i];
+    ToActivation(query.q, dim, q[i]);
+    std::memset(query.out, 0, std::size_t(dim) * sizeof(float));
+    softmax[i].largest = query.sink;
+    softmax[i].sum = query.sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
+  }
+  const Reach reach(unit);
+  SpanBlocks span = SpanAt(cache, layer, unit, reach.Begin(), reach.first, reach.tokens);
+  for (int begin = reach.Begin(); begin < reach.tokens; begin += kSpan) {
+    SpanBlocks after;
+    if (begin + kSpan < reach.tokens) {
+      after = SpanAt(cache, layer, unit, begin + kSpan, reach.first, reach.tokens);
+    } else if (next != nullptr) {
+      const Reach beyond(*next);
+      after = SpanAt(cache, layer, *next, beyond.Begin(), beyond.first, beyond.tokens);
+    }
+    Fetch values_here(span.values + span.first, span.count - span.first, bytes, (dim + 15) / 16);
+    Fetch keys_next(after.keys + after.first, after.count - after.first, bytes,
+                    (span.count - span.first) * ((dim + 31) / 32));
+    for (int i = 0; i < count;) {
+      const int left = count - i;
+      if (left >= 4) {
+        AttendSpan<4>(span, begin, q + i, dim, scale, unit.queries + i, softmax + i, values_here, keys_next);
+        i += 4;
+      } else if (left >= 2) {
+        AttendSpan<2>(span, begin, q + i, dim, scale, unit.queries + i, softmax + i, values_here, keys_next);
+        i += 2;
+      } else {
+        AttendSpan<1>(span, begin, q + i, dim, scale, unit.queries + i, softmax + i, values_here, keys_next);
+        i += 1;
+      }
+    }
+    span = after;
+  }
+  for (int i = 0; i < count; ++i) {
+    const float inverse = 1.0F / softmax[i].sum;
+    for (int d = 0; d < dim; ++d) unit.queries[i].out[d] *= inverse;
+  }
+}
+
+void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
+  if (cache.layout.latent_values > 0) return AttendLatents<Bf16>(cache, layer, units, count, scale);
+  for (int u = 0; u < count; ++u)
+    AttendUnitSpans(cache, layer, units[u], u + 1 < count ? &units[u + 1] : nullptr, scale);
+}
+
+}  // namespace
+}  // namespace elasticmoe::compute
