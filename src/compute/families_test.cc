@@ -144,7 +144,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"qwen2", Sizes("qwen2")}, Case{"qwen3", Sizes("qwen3")},
         Case{"bailing_moe",
              With(Sizes("bailing_moe"),
-                  {{"num_shared_experts", 2}, {"norm_topk_prob", true}, {"use_qkv_bias", true}})},
+                  {{"num_shared_experts", 2}, {"norm_topk_prob", true}, {"use_qkv_bias", true}, {"use_bias", true}})},
         Case{"bailing_moe_v2",
              With(Sizes("bailing_moe"), {{"architectures", Json::array({"BailingMoeV2ForCausalLM"})},
                                          {"num_shared_experts", 1},
@@ -234,6 +234,51 @@ TEST(FusedTensors, OfGptOssInBf16AreThoseOfItsMxfp4) {
   std::ofstream(directory.Path() / "config.json") << config.dump();
   EXPECT_EQ(Logits(TestModel::Load(directory.Path())), Logits(model));
 }
+
+// Gate above up, as transformers 5 holds the experts of most families.
+class StackedExperts : public ::testing::TestWithParam<Case> {};
+
+TEST_P(StackedExperts, AreTheirParts) {
+  const Json& config = GetParam().config;
+  const core::ModelSpec spec = *model::SpecOf(config);
+  Directory parts;
+  model::MakeModelOptions options;
+  options.directory = parts.Path() / "parts";
+  ASSERT_TRUE(model::WriteModel(spec, options));
+  const TestModel model = TestModel::Load(options.directory);
+  SafetensorsFile file;
+  std::map<int, std::vector<float>> gate_up, down;
+  for (const model::TensorName& tensor : (*model::FamilyOf(config))->Tensors(spec)) {
+    const std::vector<float>& plain = model.Plain(tensor.role, tensor.layer, tensor.expert);
+    if (tensor.expert < 0) {
+      std::string name = tensor.name;  // as it is called there
+      for (const auto& [from, to] : {std::pair("block_sparse_moe", "mlp"), {"mlp.moe_", "mlp.gate.moe_"}})
+        if (const auto at = name.find(from); at != name.npos) name.replace(at, std::strlen(from), to);
+      file.Add(name, tensor.shape, plain);
+      continue;
+    }
+    // Tensors come expert by expert, gate before up.
+    std::vector<float>& all = (tensor.role == Role::kExpertDown ? down : gate_up)[tensor.layer];
+    all.insert(all.end(), plain.begin(), plain.end());
+  }
+  for (const auto& [layer, values] : gate_up) {
+    const std::string prefix = fmt::format("model.layers.{}.mlp.experts.", layer);
+    file.Add(prefix + "gate_up_proj", {spec.moe.experts, 2 * spec.moe.expert_width, spec.hidden}, values);
+    file.Add(prefix + "down_proj", {spec.moe.experts, spec.hidden, spec.moe.expert_width}, down[layer]);
+  }
+  file.Write(parts.Path() / "model.safetensors");
+  std::ofstream(parts.Path() / "config.json") << config.dump();
+  EXPECT_EQ(Logits(TestModel::Load(parts.Path())), Logits(model));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, StackedExperts,
+    ::testing::Values(Case{"qwen3_moe", Sizes("qwen3_moe")},
+                      Case{"mixtral", With(Sizes("mixtral"), {{"num_local_experts", 8}})},
+                      Case{"olmoe", Sizes("olmoe")},
+                      Case{"ernie4_5_moe",
+                           With(Sizes("ernie4_5_moe"), {{"moe_num_experts", 8}, {"moe_k", 3}})}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 TEST(FusedTensors, OfBailingAreItsParts) {
   const Json config = With(Sizes("bailing_moe"), {{"use_qkv_bias", true}});

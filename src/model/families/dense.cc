@@ -14,6 +14,10 @@ class DenseFamily final : public Family {
 
   std::string_view ModelType() const override { return model_type_; }
 
+  Json Defaults() const override {
+    return kind_ == Kind::kMistral ? Json{{"sliding_window", 4096}} : Json::object();
+  }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     spec.attention.qk_norm = kind_ == Kind::kQwen3;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
@@ -22,7 +26,7 @@ class DenseFamily final : public Family {
     if (kind_ == Kind::kMistral) spec.attention.qkv_bias = false;
     if (kind_ == Kind::kQwen2) spec.attention.qkv_bias = true;
     spec.attention.o_bias = kind_ != Kind::kQwen2 && spec.attention.qkv_bias;
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
     EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
     EM_RETURN_IF_ERROR(ReadAttentionWindows(config, spec));
     EM_RETURN_IF_ERROR(ReadDenseWidth(config, spec));

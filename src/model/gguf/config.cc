@@ -246,6 +246,11 @@ Expected<Json> GgufConfig(const Gguf& gguf) {
   EM_RETURN_IF_ERROR(ReadAttention(keys, gguf, config));
   if (experts > 0) EM_RETURN_IF_ERROR(ReadExperts(keys, *architecture, experts, gguf, layers, config));
   config["eos_token_id"] = TurnEnds(gguf);
+  // What metadata leave out is not there, whatever a config.json without the key would mean.
+  EM_ASSIGN_OR_RETURN(const Family* family, FindFamily(architecture->model_type));
+  const Json defaults = family->Defaults();
+  for (const auto& [key, unused] : defaults.items())
+    if (!config.contains(key)) config[key] = nullptr;
   return config;
 }
 
