@@ -110,6 +110,8 @@ struct ModelSpec {
   int max_positions = 0;  // context limit in tokens
   float rms_eps = 1e-6F;
   bool tied_head = false;
+  bool head_norm = false;   // each column of the head counts divided by its length (not with tied_head)
+  bool dense_bias = false;  // gate, up and down of dense layers and of the shared expert have biases
   ActivationSpec activation;
   AttentionSpec attention;
   MoeSpec moe;

@@ -69,11 +69,11 @@ Status JoinFp8(const Quantization& quantization, TensorIndex& index) {
       return Fail(ErrorCode::kInvalidArgument, "{}: shape={} (expected one value, or one for each row of {})",
                   Doing(index, tensor), ShownShape(tensor.shape), ShownShape(values->shape));
     if (!block)
-      return Fail(
-          ErrorCode::kInvalidArgument,
-          "{}: shape={} (expected one for each block of {} x {} of {}, config.json's {})",
-          Doing(index, tensor), ShownShape(tensor.shape), quantization.block_rows, quantization.block_columns,
-          ShownShape(values->shape), blocks ? "weight_block_size" : "block_structure");
+      return Fail(ErrorCode::kInvalidArgument,
+                  "{}: shape={} (expected one for each block of {} x {} of {}, config.json's {})",
+                  Doing(index, tensor), ShownShape(tensor.shape), quantization.block_rows,
+                  quantization.block_columns, ShownShape(values->shape),
+                  blocks ? "weight_block_size" : "block_structure");
     if (!tensor.known || !PlainType(tensor.data.encoding))
       return Fail(ErrorCode::kUnimplemented, "{}: dtype={} (supported: F32, BF16, F16)", Doing(index, tensor),
                   Shown(tensor.dtype));

@@ -16,9 +16,9 @@ struct Quantization {
   Method method = Method::kNone;
   // Of kFp8, and of kCompressed where its scales are one a block; 0 there: one a matrix or a row.
   int block_rows = 128, block_columns = 128;
-  int bits = 0;                // of kGptq, and of what kCompressed packs (0: nothing)
-  int group = 0;               // of kGptq and kAwq: inputs that share a factor, 0 = all
-  bool stored_less_one = true; // of kGptq: its zeros, but in its second format
+  int bits = 0;                 // of kGptq, and of what kCompressed packs (0: nothing)
+  int group = 0;                // of kGptq and kAwq: inputs that share a factor, 0 = all
+  bool stored_less_one = true;  // of kGptq: its zeros, but in its second format
 };
 
 // kUnimplemented names every key that asks for what is not read, kInvalidArgument the one that is wrong.

@@ -71,8 +71,9 @@ Status ReadFp8(const ConfigReader& reader, Quantization& out) {
   }
   EM_ASSIGN_OR_RETURN(const auto block, reader.Ints("weight_block_size", 1, 1 << 16));
   if (block.size() != 2)
-    return reader.Unsupported("weight_block_size={} (supported: rows and columns of a block, as in [128, 128])",
-                              Shown(*reader.Find("weight_block_size")));
+    return reader.Unsupported(
+        "weight_block_size={} (supported: rows and columns of a block, as in [128, 128])",
+        Shown(*reader.Find("weight_block_size")));
   out.block_rows = block[0];
   out.block_columns = block[1];
   return {};
@@ -97,8 +98,8 @@ Status ReadCompressedWeights(const ConfigReader& of, const Json* format, Quantiz
     if (*bits != 8 || !IsOneOf(strategy, {"tensor", "channel", "block"})) return refuse();
     if (*strategy != "block") return {};
     EM_ASSIGN_OR_RETURN(const auto block, of.Ints("block_structure", 1, 1 << 16));
-    if (block.size() != 2 || (out.block_rows > 0 && (out.block_rows != block[0] ||
-                                                     out.block_columns != block[1])))
+    if (block.size() != 2 ||
+        (out.block_rows > 0 && (out.block_rows != block[0] || out.block_columns != block[1])))
       return refuse();
     out.block_rows = block[0];
     out.block_columns = block[1];
@@ -146,8 +147,8 @@ Status ReadCompressed(const ConfigReader& reader, Quantization& out) {
   for (const auto& [name, group] : groups->items()) {
     const Json* weights = group.is_object() ? ConfigReader(group).Find("weights") : nullptr;
     if (weights == nullptr || !weights->is_object()) {
-      EM_RETURN_IF_ERROR(reader.Unsupported("config_groups.{}={} (supported: an object with \"weights\")", name,
-                                            Shown(group)));
+      EM_RETURN_IF_ERROR(reader.Unsupported("config_groups.{}={} (supported: an object with \"weights\")",
+                                            name, Shown(group)));
       continue;
     }
     const Json* format = ConfigReader(group).Find("format");
@@ -166,8 +167,8 @@ Status Read(const ConfigReader& reader, Quantization& out) {
   if (IsOneOf(method, {"awq"})) return ReadAwq(reader, out);
   if (IsOneOf(method, {"compressed-tensors"})) return ReadCompressed(reader, out);
   if (!IsOneOf(method, {"mxfp4"}))
-    return reader.Unsupported("quant_method={} (supported: {})",
-                              method != nullptr ? Shown(*method) : "null", kMethods);
+    return reader.Unsupported("quant_method={} (supported: {})", method != nullptr ? Shown(*method) : "null",
+                              kMethods);
   out.method = Quantization::Method::kMxfp4;
   return {};
 }

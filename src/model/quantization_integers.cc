@@ -55,9 +55,8 @@ Expected<StoredTensor> JoinQweight(const Quantization& quantization, const Parts
   const std::int64_t groups = Groups(k, quantization.group);
   EM_ASSIGN_OR_RETURN(StoredTensor * zeros, parts.Get("qzeros"));
   EM_ASSIGN_OR_RETURN(StoredTensor * scales, parts.Get("scales"));
-  const std::string why =
-      fmt::format("for {} inputs with group_size={}, {} bits", k,
-                  quantization.group > 0 ? quantization.group : -1, quantization.bits);
+  const std::string why = fmt::format("for {} inputs with group_size={}, {} bits", k,
+                                      quantization.group > 0 ? quantization.group : -1, quantization.bits);
   EM_RETURN_IF_ERROR(Expect(parts.index, *zeros, "I32", {groups, (n + per - 1) / per}, why));
   EM_RETURN_IF_ERROR(Expect(parts.index, *scales, scales->dtype, {groups, n}, why));
   EM_RETURN_IF_ERROR(ExpectFactors(parts.index, *scales));
@@ -151,7 +150,8 @@ Status JoinScales(const Parts& parts, int bits, int offset, StoredTensor& out) {
 Expected<StoredTensor> JoinPacked(int bits, const Parts& parts) {
   const StoredTensor& words = parts.numbers;
   if (bits == 0)
-    return Fail(ErrorCode::kInvalidArgument, "{}: config.json has no group of weights of type int that says so",
+    return Fail(ErrorCode::kInvalidArgument,
+                "{}: config.json has no group of weights of type int that says so",
                 Doing(parts.index, words));
   if (words.dtype != "I32" || words.shape.size() != 2 || words.data.bytes == 0)
     return Fail(ErrorCode::kInvalidArgument, "{}: {} of shape {} (expected I32 of two dimensions)",

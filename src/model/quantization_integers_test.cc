@@ -1,4 +1,5 @@
-// GPTQ, AWQ and compressed-tensors: matrices packed here, number by number as their formats say, and read back.
+// GPTQ, AWQ and compressed-tensors: matrices packed here, number by number as their formats say, and read
+// back.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -376,7 +377,8 @@ TEST(QuantizationConfig, RefusesTheRestByKeyAllAtOnce) {
                   .message,
               AllOf(HasSubstr("bits=8"), HasSubstr("version=\"gemv\""), HasSubstr("zero_point=false")));
   for (const char* size : {"0", "-2", "1e30", "123456789012345", "\"128\"", "null"}) {
-    const Error error = refuse(fmt::format(R"({{"quant_method": "gptq", "bits": 4, "group_size": {}}})", size).c_str());
+    const Error error =
+        refuse(fmt::format(R"({{"quant_method": "gptq", "bits": 4, "group_size": {}}})", size).c_str());
     EXPECT_EQ(error.code, ErrorCode::kInvalidArgument) << size;
     EXPECT_THAT(error.message, HasSubstr("group_size")) << size;
   }

@@ -36,7 +36,9 @@ class TensorJoin {
     const auto at = names_.find(name);
     return at == names_.end() ? nullptr : &index_.tensors[at->second];
   }
-  void Drop(const StoredTensor& tensor) { drop_[static_cast<std::size_t>(&tensor - index_.tensors.data())] = true; }
+  void Drop(const StoredTensor& tensor) {
+    drop_[static_cast<std::size_t>(&tensor - index_.tensors.data())] = true;
+  }
 
   // Once, at last: what was dropped goes, `made` comes.
   Status Finish(std::vector<StoredTensor> made) {
@@ -58,7 +60,7 @@ class TensorJoin {
 };
 
 // Of whole numbers (quantization_integers.cc).
-Status JoinWords(const Quantization& quantization, TensorIndex& index);     // GPTQ, AWQ
+Status JoinWords(const Quantization& quantization, TensorIndex& index);       // GPTQ, AWQ
 Status JoinCompressed(const Quantization& quantization, TensorIndex& index);  // compressed-tensors
 
 }  // namespace elasticmoe::model

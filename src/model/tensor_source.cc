@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -130,8 +131,8 @@ Expected<PlainRows> RowReader::From(const std::byte* stored, const TensorData& t
   const std::uint64_t row_bytes = EncodedBytes(tensor.encoding, k);
   const StoredRows rows = StoredRowsOf(tensor, begin, count);
   const auto type = PlainType(tensor.encoding);
-  if (type && tensor.order.InOrder() && !tensor.scales) return PlainRows{*type, stored};
-  const bool decode = !type || tensor.scales;
+  const bool decode = !type || tensor.scales || tensor.divisor;
+  if (!decode && tensor.order.InOrder()) return PlainRows{*type, stored};
   const std::uint64_t plain_row = decode ? k * sizeof(float) : row_bytes;
   plain_.resize(count * plain_row);
   for (std::uint64_t row = 0; row < count; ++row) {
@@ -143,6 +144,10 @@ Expected<PlainRows> RowReader::From(const std::byte* stored, const TensorData& t
       std::memcpy(to, from, row_bytes);
   }
   if (tensor.scales) EM_RETURN_IF_ERROR(Scale(tensor, k, begin, count, rows));
+  if (tensor.divisor) {
+    EM_CHECK(k == 1, "k={}", k);
+    EM_RETURN_IF_ERROR(Divide(*tensor.divisor, begin, count));
+  }
   return PlainRows{decode ? DType::kF32 : *type, plain_.data()};
 }
 
@@ -180,6 +185,27 @@ Expected<PlainRows> RowReader::ReadColumns(const std::byte* stored, const Tensor
   return PlainRows{DType::kF32, plain_.data()};
 }
 
+Status RowReader::Divide(const ColumnLengths& divisor, std::uint64_t begin, std::uint64_t count) {
+  constexpr std::uint64_t kRows = 32;  // at a time
+  const std::uint64_t row_bytes = EncodedBytes(divisor.encoding, divisor.columns);
+  std::vector<double> squares(divisor.columns);
+  factors_.resize(divisor.columns);
+  for (std::uint64_t row = 0; row < divisor.rows; row += kRows) {
+    const std::uint64_t some = std::min(kRows, divisor.rows - row);
+    stored_.resize(some * row_bytes);
+    EM_RETURN_IF_ERROR(read_(divisor.file, divisor.offset + row * row_bytes, stored_.data(), stored_.size()));
+    for (std::uint64_t i = 0; i < some; ++i) {
+      Decode(divisor.encoding, stored_.data() + i * row_bytes, divisor.columns, factors_.data());
+      for (std::uint64_t column = 0; column < divisor.columns; ++column)
+        squares[column] += static_cast<double>(factors_[column]) * factors_[column];
+    }
+  }
+  auto* values = reinterpret_cast<float*>(plain_.data());
+  for (std::uint64_t i = 0; i < count; ++i)
+    values[i] = static_cast<float>(values[i] / (std::sqrt(squares[begin + i]) + 1e-7));
+  return {};
+}
+
 Status RowReader::ReadZeros(const BlockScales& scales, std::uint64_t blocks, StoredRows rows) {
   const ZeroPoints& zeros = *scales.zeros;
   const std::uint64_t count = rows.high - rows.low;
@@ -205,8 +231,8 @@ Status RowReader::ReadZeros(const BlockScales& scales, std::uint64_t blocks, Sto
                                  (high - low) * kWordBytes));
     }
     for (std::uint64_t row = rows.low; row < rows.high; ++row) {
-      const int at = zeros.layout == ZeroPoints::Layout::kAwq ? kAwqPlace[row % per]
-                                                              : static_cast<int>(row % per);
+      const int at =
+          zeros.layout == ZeroPoints::Layout::kAwq ? kAwqPlace[row % per] : static_cast<int>(row % per);
       for (std::uint64_t block = 0; block < blocks; ++block) {
         const std::uint64_t word =
             down ? (row / per - low) * blocks + block : block * (high - low) + row / per - low;
@@ -273,8 +299,7 @@ Status RowReader::Scale(const TensorData& tensor, std::uint64_t k, std::uint64_t
     float* values = reinterpret_cast<float*>(plain_.data()) + row * k;
     if (scales.blocks > 0) {
       for (std::uint64_t i = 0; i < k; ++i)
-        values[i] =
-            (values[i] - (zeros != nullptr ? zeros[blocks_[i]] : scales.zero)) * factors[blocks_[i]];
+        values[i] = (values[i] - (zeros != nullptr ? zeros[blocks_[i]] : scales.zero)) * factors[blocks_[i]];
       continue;
     }
     for (std::uint64_t column = 0; column < columns; ++column) {

@@ -21,7 +21,8 @@ namespace elasticmoe::model {
 // in bf16, GPTQ, AWQ).
 struct RowOrder {
   // What shares a word of 32 bits in a transposed matrix of kU4 or kU8, the first in the lowest bits: numbers
-  // of the same column in lines below each other (GPTQ), or eight of the same line, the even ones first (AWQ).
+  // of the same column in lines below each other (GPTQ), or eight of the same line, the even ones first
+  // (AWQ).
   enum class Words { kNone, kDown, kAwq };
 
   std::uint32_t first = 0;
@@ -65,6 +66,16 @@ struct BlockScales {
   std::uint64_t block_of_column = 0;
 };
 
+// A matrix of plain numbers, [rows, as many columns as a vector has values]: each value is divided by the
+// length of its column, and a little (1e-7) for columns of zeros.
+struct ColumnLengths {
+  Encoding encoding = Encoding::kBf16;
+  int file = 0;
+  std::uint64_t offset = 0;
+  std::uint64_t rows = 0;
+  std::uint64_t columns = 0;
+};
+
 struct TensorData {
   Encoding encoding = Encoding::kBf16;
   int file = 0;              // index into Checkpoint::files
@@ -72,6 +83,7 @@ struct TensorData {
   std::uint64_t bytes = 0;   // of its values, without scales
   RowOrder order = {};
   std::optional<BlockScales> scales = {};
+  std::optional<ColumnLengths> divisor = {};  // of a vector
 };
 
 struct TensorSource : TensorData {
@@ -94,8 +106,8 @@ class RowReader {
   explicit RowReader(ReadBytes read) : read_(std::move(read)) {}
 
   // Rows [begin, begin + count) of k values. What is written as plain numbers comes as it is, the rest as
-  // float32. kDataLoss where columns name a block that there is not. REQUIRES: the rows lie within the tensor,
-  // and k is a multiple of the encoding's block.
+  // float32. kDataLoss where columns name a block that there is not. REQUIRES: the rows lie within the
+  // tensor, and k is a multiple of the encoding's block. A divisor is read whole, each time.
   Expected<PlainRows> Read(const TensorData& tensor, std::uint64_t k, std::uint64_t begin,
                            std::uint64_t count);
 
@@ -129,6 +141,8 @@ class RowReader {
   Status ReadBlocks(const BlockScales& scales, std::uint64_t k);
   Status Scale(const TensorData& tensor, std::uint64_t k, std::uint64_t begin, std::uint64_t count,
                StoredRows rows);
+
+  Status Divide(const ColumnLengths& divisor, std::uint64_t begin, std::uint64_t count);
 
   ReadBytes read_;
   std::vector<std::byte> stored_, plain_;

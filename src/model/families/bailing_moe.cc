@@ -18,8 +18,10 @@ class BailingMoeFamily final : public Family {
   std::string_view ModelType() const override { return v2_ ? "bailing_moe_v2" : "bailing_moe"; }
 
   Json Defaults() const override {
-    return {{"rms_norm_eps", 1e-5}, {"norm_topk_prob", true},
-            {"n_group", 8},         {"topk_group", 4},
+    return {{"rms_norm_eps", 1e-5},
+            {"norm_topk_prob", true},
+            {"n_group", 8},
+            {"topk_group", 4},
             {"routed_scaling_factor", 2.5}};
   }
 
@@ -27,7 +29,10 @@ class BailingMoeFamily final : public Family {
     const bool v2 = v2_ || IsV2(config);
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     EM_ASSIGN_OR_RETURN(spec.attention.o_bias, config.Bool("use_bias", false));
-    EM_RETURN_IF_ERROR(config.Only("norm_head", false));
+    EM_ASSIGN_OR_RETURN(spec.head_norm, config.Bool("norm_head", false));
+    if (spec.head_norm && spec.tied_head)
+      EM_RETURN_IF_ERROR(config.Unsupported("norm_head=true with tie_word_embeddings=true (supported: one)"));
+    if (v2) spec.family = "bailing_moe_v2";
     EM_RETURN_IF_ERROR(config.Only("multi_gate", false));
     EM_RETURN_IF_ERROR(config.Only("use_sliding_window", false));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
@@ -37,8 +42,9 @@ class BailingMoeFamily final : public Family {
     EM_ASSIGN_OR_RETURN(moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
     EM_ASSIGN_OR_RETURN(const int shared,
                         config.Int("num_shared_experts", 0, kMaxWidth / moe.expert_width, 0));
-    EM_ASSIGN_OR_RETURN(const int shared_width, config.Int("moe_shared_expert_intermediate_size", 1,
-                                                           kMaxWidth / std::max(shared, 1), moe.expert_width));
+    EM_ASSIGN_OR_RETURN(const int shared_width,
+                        config.Int("moe_shared_expert_intermediate_size", 1, kMaxWidth / std::max(shared, 1),
+                                   moe.expert_width));
     moe.shared_width = shared * shared_width;
     EM_RETURN_IF_ERROR(v2 ? ReadV2(config, spec) : ReadV1(config, spec));
     EM_ASSIGN_OR_RETURN(const int dense, config.Int("first_k_dense_replace", 0, kMaxLayers, 0));
@@ -102,6 +108,7 @@ class BailingMoeFamily final : public Family {
     config.erase("attention_bias");
     config["use_qkv_bias"] = spec.attention.qkv_bias;
     config["use_bias"] = spec.attention.o_bias;
+    config["norm_head"] = spec.head_norm;
     config["num_experts"] = moe.experts;
     config["num_experts_per_tok"] = moe.top_k;
     config["moe_intermediate_size"] = moe.expert_width;

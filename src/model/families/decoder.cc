@@ -392,16 +392,31 @@ void AddMlpTensors(const core::ModelSpec& spec, int layer, const char* shared, s
     out.push_back({up, layer, expert, at + "up_proj.weight", {width, spec.hidden}});
     out.push_back({down, layer, expert, at + "down_proj.weight", {spec.hidden, width}});
   };
-  if (!spec.layers[layer].moe)
-    return add(kDenseGate, kDenseUp, kDenseDown, -1, prefix, spec.layers[layer].dense_width);
+  const auto add_bias = [&](bool has, TensorRole gate, TensorRole up, TensorRole down, int expert,
+                            const std::string& at, std::int64_t width) {
+    if (!has) return;
+    out.push_back({gate, layer, expert, at + "gate_proj.bias", {width}});
+    out.push_back({up, layer, expert, at + "up_proj.bias", {width}});
+    out.push_back({down, layer, expert, at + "down_proj.bias", {spec.hidden}});
+  };
+  if (!spec.layers[layer].moe) {
+    const int width = spec.layers[layer].dense_width;
+    add(kDenseGate, kDenseUp, kDenseDown, -1, prefix, width);
+    return add_bias(spec.dense_bias, kDenseGateBias, kDenseUpBias, kDenseDownBias, -1, prefix, width);
+  }
   const core::MoeSpec& moe = spec.moe;
   out.push_back({kRouter, layer, -1, prefix + "gate.weight", {moe.experts, spec.hidden}});
   if (moe.correction)
     out.push_back({kRouterCorrection, layer, -1, prefix + "gate.e_score_correction_bias", {moe.experts}});
-  for (int e = 0; e < moe.experts; ++e)
-    add(kExpertGate, kExpertUp, kExpertDown, e, fmt::format("{}experts.{}.", prefix, e), moe.expert_width);
+  for (int e = 0; e < moe.experts; ++e) {
+    const std::string at = fmt::format("{}experts.{}.", prefix, e);
+    add(kExpertGate, kExpertUp, kExpertDown, e, at, moe.expert_width);
+    add_bias(moe.expert_bias, kExpertGateBias, kExpertUpBias, kExpertDownBias, e, at, moe.expert_width);
+  }
   if (moe.shared_width == 0) return;
-  add(kSharedGate, kSharedUp, kSharedDown, -1, prefix + shared + ".", moe.shared_width);
+  const std::string at = prefix + shared + ".";
+  add(kSharedGate, kSharedUp, kSharedDown, -1, at, moe.shared_width);
+  add_bias(spec.dense_bias, kSharedGateBias, kSharedUpBias, kSharedDownBias, -1, at, moe.shared_width);
   if (moe.shared_gate)
     out.push_back({kSharedMix, layer, -1, prefix + shared + "_gate.weight", {1, spec.hidden}});
 }

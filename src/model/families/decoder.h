@@ -59,7 +59,8 @@ Status ReadDenseWidth(const ConfigReader& config, core::ModelSpec& spec);
 Status ReadGroups(const ConfigReader& config, core::MoeSpec& moe);
 
 // experts and top_k from the key of that name, or from one that newer versions of transformers write instead
-// ("num_experts", "num_local_experts"; "num_experts_per_tok", "experts_per_token"). REQUIRES: spec.layers is filled.
+// ("num_experts", "num_local_experts"; "num_experts_per_tok", "experts_per_token"). REQUIRES: spec.layers is
+// filled.
 Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec,
                    const char* top_k_key = "num_experts_per_tok");
 

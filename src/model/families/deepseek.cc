@@ -15,8 +15,8 @@ class DeepseekFamily final : public Family {
 
   Json Defaults() const override {
     if (!v3_) return Json::object();
-    return {{"n_group", 8},          {"topk_group", 4},
-            {"n_shared_experts", 1}, {"first_k_dense_replace", 3},
+    return {{"n_group", 8},           {"topk_group", 4},
+            {"n_shared_experts", 1},  {"first_k_dense_replace", 3},
             {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
   }
 

@@ -27,7 +27,11 @@ class DenseFamily final : public Family {
     if (kind_ == Kind::kQwen2) spec.attention.qkv_bias = true;
     spec.attention.o_bias = kind_ != Kind::kQwen2 && spec.attention.qkv_bias;
     EM_RETURN_IF_ERROR(OnlyWholeRope(config));
-    EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
+    if (kind_ == Kind::kLlama) {
+      EM_ASSIGN_OR_RETURN(spec.dense_bias, config.Bool("mlp_bias", false));
+    } else {
+      EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
+    }
     EM_RETURN_IF_ERROR(ReadAttentionWindows(config, spec));
     EM_RETURN_IF_ERROR(ReadDenseWidth(config, spec));
     return {};
@@ -40,6 +44,7 @@ class DenseFamily final : public Family {
     config["architectures"] = {architecture_};
     WriteWindows(spec, config);
     config["intermediate_size"] = spec.layers[0].dense_width;
+    if (kind_ == Kind::kLlama) config["mlp_bias"] = spec.dense_bias;
     return config;
   }
 

@@ -13,17 +13,20 @@ class Ernie45MoeFamily final : public Family {
   std::string_view ModelType() const override { return "ernie4_5_moe"; }
 
   Json Defaults() const override {
-    return {{"rope_theta", 500000.0},     {"rms_norm_eps", 1e-5},         {"tie_word_embeddings", true},
-            {"moe_layer_start_index", 1}, {"moe_num_shared_experts", 2}};
+    return {{"rope_theta", 500000.0},
+            {"rms_norm_eps", 1e-5},
+            {"tie_word_embeddings", true},
+            {"moe_layer_start_index", 1},
+            {"moe_num_shared_experts", 2}};
   }
 
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     EM_RETURN_IF_ERROR(OnlyWholeRope(config));
-    EM_RETURN_IF_ERROR(config.Only("use_bias", false));
     EM_RETURN_IF_ERROR(config.Only("moe_gate", "topk"));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
-    spec.attention.qkv_bias = false;
+    EM_ASSIGN_OR_RETURN(spec.attention.qkv_bias, config.Bool("use_bias", false));
+    spec.attention.o_bias = spec.dense_bias = spec.moe.expert_bias = spec.attention.qkv_bias;
     spec.attention.rope.interleaved = true;
     EM_RETURN_IF_ERROR(ReadExperts(config, "moe_num_experts", spec, "moe_k"));
     core::MoeSpec& moe = spec.moe;
@@ -62,7 +65,7 @@ class Ernie45MoeFamily final : public Family {
     Json config = DecoderConfig(spec);
     config["architectures"] = {"Ernie4_5_MoeForCausalLM"};
     config.erase("attention_bias");
-    config["use_bias"] = false;
+    config["use_bias"] = spec.dense_bias;
     config["moe_num_experts"] = moe.experts;
     config["moe_k"] = moe.top_k;
     config["moe_intermediate_size"] = moe.expert_width;

@@ -17,8 +17,8 @@ namespace {
 // read, decoding and packing.
 constexpr std::uint64_t kSliceValues = 1 << 18;
 
-// The same of a matrix that is stored transposed, of which a few rows lie in pieces all over it: the experts of
-// most models in one read.
+// The same of a matrix that is stored transposed, of which a few rows lie in pieces all over it: the experts
+// of most models in one read.
 constexpr std::uint64_t kTransposedValues = 1 << 22;
 
 // Rows of a tensor: the unit of reading and packing.
