@@ -65,7 +65,8 @@ Json With(Json config, const Json& changes) {
 
 // Of latent attention.
 Json Latents(const char* model_type) {
-  Json config = With(Sizes(model_type), {{"q_lora_rank", nullptr},
+  Json config = With(Sizes(model_type), {{"rms_norm_eps", 1e-2},
+                                         {"q_lora_rank", nullptr},
                                          {"kv_lora_rank", 28},
                                          {"qk_nope_head_dim", 12},
                                          {"qk_rope_head_dim", 8},

@@ -196,6 +196,7 @@ inline std::vector<Vector> PlainLatentAttention(const TestModel& model, int laye
                                                 const std::vector<Vector>& residual) {
   const core::ModelSpec& spec = model.Spec();
   const core::AttentionSpec& a = spec.attention;
+  constexpr float kEps = 1e-6F;  // of the latents' norms: DeepSeek's code gives them none of config.json's
   const int plain = a.PlainDim(), rotated = a.RopeDim(), value = a.value_dim, rank = a.kv_lora_rank;
   const auto plus = [&](Vector y, Role bias) {
     const std::vector<float>& values = model.Plain(bias, layer);
@@ -207,15 +208,15 @@ inline std::vector<Vector> PlainLatentAttention(const TestModel& model, int laye
     const Vector x = Normed(model.Plain(Role::kAttentionNorm, layer), spec.rms_eps, residual[t]);
     if (a.q_lora_rank > 0) {
       const Vector down = plus(Times(model.Plain(Role::kQDown, layer), x), Role::kQBias);
-      q.push_back(Times(model.Plain(Role::kQUp, layer),
-                        Normed(model.Plain(Role::kQDownNorm, layer), spec.rms_eps, down)));
+      q.push_back(
+          Times(model.Plain(Role::kQUp, layer), Normed(model.Plain(Role::kQDownNorm, layer), kEps, down)));
     } else {
       q.push_back(Times(model.Plain(Role::kQ, layer), x));
     }
     const Vector down = plus(Times(model.Plain(Role::kKvDown, layer), x), Role::kKBias);
-    latents.push_back(
-        Times(model.Plain(Role::kKvUp, layer), Normed(model.Plain(Role::kKvDownNorm, layer), spec.rms_eps,
-                                                      Vector(down.begin(), down.begin() + rank))));
+    latents.push_back(Times(
+        model.Plain(Role::kKvUp, layer),
+        Normed(model.Plain(Role::kKvDownNorm, layer), kEps, Vector(down.begin(), down.begin() + rank))));
     keys.emplace_back(down.begin() + rank, down.end());
     PlainTurn(a, t, keys.back().data());
     Vector& y = out.emplace_back(a.heads * value);
