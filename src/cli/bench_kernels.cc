@@ -22,6 +22,7 @@
 #include "compute/quantized_row.h"
 #include "compute/sampler.h"
 #include "compute/work.h"
+#include "model/tensor_source.h"
 #include "runtime/process.h"
 
 namespace elasticmoe::cli {
@@ -36,6 +37,7 @@ constexpr std::size_t kColdBytes = std::size_t{768} << 20;  // of weights, cycle
 struct Options {
   std::string isa = "auto";
   core::WeightFormat weights = core::WeightFormat::kBf16;
+  bool all_weights = false;
   int threads = 0;  // 0 = one, and then all cores for what a device does with several
   std::string filter;
   int rounds = 5;
@@ -82,7 +84,13 @@ class KernelBench {
     for (const auto& [rows, tokens] : {std::pair{1, 512}, {1, 8192}, {2, 512}, {16, 512}})
       Attend(rows, tokens);
     for (const auto& [experts, rows] : {std::pair{8, 1}, {8, 64}, {64, 4}, {64, 32}}) Experts(experts, rows);
-    if (pool_.Size() > 1) return;  // a token is sampled by one thread
+    for (const int tokens : {1024, 4096}) {
+      Decode("gqa4x8", {1, 4, 128, kernels_.kv_element_bytes}, 32, tokens);        // Qwen3-30B-A3B
+      Decode("mla16", {1, 1, 576, kernels_.kv_element_bytes, 512}, 16, tokens);    // DeepSeek-V2-Lite
+      Decode("mla128", {1, 1, 576, kernels_.kv_element_bytes, 512}, 128, tokens);  // DeepSeek-V3
+    }
+    if (pool_.Size() > 1) return;  // a token is sampled by one thread, and a slice loaded by one
+    for (const LoadForm& form : LoadForms()) Load(form);
     Sample("greedy", {.temperature = 0});
     Sample("temperature", {.temperature = 0.8F});
     Sample("top_k", {.temperature = 0.8F, .top_k = 40});
@@ -217,6 +225,105 @@ class KernelBench {
             [&] { kernels_.attend(cache, 0, units.data(), static_cast<int>(units.size()), 0.1F); });
   }
 
+  // A layer's attention for one new token a thread, each of another sequence of `tokens` tokens that no cache
+  // holds; over latents in absorbed form, without the products that lead into them and out.
+  void Decode(const char* what, const compute::KvLayout& layout, int heads, int tokens) {
+    if (options_.weights != core::WeightFormat::kBf16 && options_.all_weights) return;  // it has none
+    const std::uint32_t blocks = static_cast<std::uint32_t>(tokens / compute::kBlockTokens);
+    const auto all = static_cast<std::uint32_t>(kColdBytes / layout.BlockBytes());
+    std::byte* const chunk = reinterpret_cast<std::byte*>(weights_.data());
+    const compute::KvCache cache{layout, &chunk, all};
+    const bool latent = layout.latent_values > 0;
+    const int group = heads / layout.kv_heads, out_dim = latent ? layout.latent_values : layout.head_dim;
+    std::vector<float> q(std::size_t(heads) * layout.head_dim, 0.5F);
+    std::vector<std::vector<float>> out(pool_.Size(), std::vector<float>(std::size_t(heads) * out_dim));
+    std::vector<std::vector<std::uint32_t>> tables(pool_.Size(), std::vector<std::uint32_t>(blocks));
+    const double threads = pool_.Size();
+    Measure(fmt::format("decode/{}/tokens{}", what, tokens),
+            {threads * 2 * heads * (layout.head_dim + out_dim) * tokens,
+             threads * blocks * static_cast<double>(layout.BlockBytes())},
+            [&, next = std::uint32_t{0}]() mutable {
+              for (std::vector<std::uint32_t>& table : tables) {
+                if (next + blocks > all) next = 0;
+                std::iota(table.begin(), table.end(), next);
+                next += blocks;
+              }
+              pool_.Run(pool_.Size(), [&](int thread) {
+                std::vector<compute::Query> queries(static_cast<std::size_t>(group));
+                for (int kv_head = 0; kv_head < layout.kv_heads; ++kv_head) {
+                  for (int i = 0; i < group; ++i) {
+                    const std::size_t head = std::size_t(kv_head) * group + i;
+                    queries[i] = {&q[head * layout.head_dim], &out[thread][head * out_dim], tokens};
+                  }
+                  kernels_.attend(cache, 0, kv_head, tables[thread].data(), queries.data(), group, 0.1F);
+                }
+              });
+            });
+  }
+
+  // How a checkpoint may hold a matrix [768, 2048], an expert of Qwen3-30B-A3B.
+  static constexpr int kLoadRows = 768, kLoadColumns = 2048;
+  struct LoadForm {
+    const char* name;
+    model::TensorData data;
+    double scale_bytes = 0;  // a value
+  };
+  static std::vector<LoadForm> LoadForms() {
+    using model::Encoding;
+    constexpr std::uint32_t kRows = kLoadRows, kColumns = kLoadColumns;
+    const auto form = [](const char* name, Encoding encoding) {
+      return LoadForm{name, {encoding, 0, 0, model::EncodedBytes(encoding, kRows * kColumns)}};
+    };
+    std::vector<LoadForm> forms = {form("bf16", Encoding::kBf16), form("f16", Encoding::kF16),
+                                   form("q8_0", Encoding::kQ8_0), form("q4_0", Encoding::kQ4_0),
+                                   form("q4_k", Encoding::kQ4K),  form("q6_k", Encoding::kQ6K)};
+    const auto scaled = [&](const char* name, Encoding encoding, model::BlockScales scales, double bytes) {
+      forms.push_back(form(name, encoding));
+      forms.back().data.scales = scales;
+      forms.back().scale_bytes = bytes;
+      return &forms.back().data;
+    };
+    scaled("fp8", Encoding::kF8E4M3, {.encoding = Encoding::kF32, .block_rows = 128, .block_columns = 128},
+           4.0 / (128 * 128));
+    scaled("mxfp4", Encoding::kF4E2M1, {.encoding = Encoding::kE8M0, .block_columns = 32}, 1.0 / 32);
+    const model::BlockScales groups{.encoding = Encoding::kF16, .block_columns = 128, .zero = 8};
+    scaled("int4", Encoding::kU4, groups, 2.0 / 128);
+    model::BlockScales words = groups;
+    words.transposed_rows = kRows;
+    words.zeros = {.layout = model::ZeroPoints::Layout::kAcross, .bits = 4, .add = 1};
+    scaled("gptq", Encoding::kU4, words, 2.5 / 128)->order = {.columns = kRows,
+                                                              .words = model::RowOrder::Words::kDown};
+    words.zeros = {.layout = model::ZeroPoints::Layout::kAwq, .bits = 4};
+    scaled("awq", Encoding::kU4, words, 2.5 / 128)->order = {.columns = kRows,
+                                                             .words = model::RowOrder::Words::kAwq};
+    return forms;
+  }
+
+  // Reading (from memory that no cache holds), decoding and packing, by one thread.
+  void Load(const LoadForm& form) {
+    const auto stored = static_cast<double>(form.data.bytes) + form.scale_bytes * kLoadRows * kLoadColumns;
+    const std::size_t packed_bytes = compute::PackedBytes(kLoadRows, kLoadColumns, options_.weights);
+    const Array<std::byte> packed(packed_bytes, std::byte{0});
+    const auto* base = reinterpret_cast<const std::byte*>(weights_.data());
+    model::RowReader reader([&](int, std::uint64_t offset, std::byte* out, std::uint64_t bytes) -> Status {
+      std::memcpy(out, base + offset, bytes);
+      return {};
+    });
+    Measure(fmt::format("load/{}", form.name), {0, stored + static_cast<double>(packed_bytes)},
+            [&, next = std::uint64_t{0}]() mutable {
+              model::TensorData data = form.data;
+              next = next + 2 * data.bytes > kColdBytes ? 0 : next + data.bytes;
+              data.offset = next;
+              const int slice = data.order.columns > 0 ? kLoadRows : kLoadRows / 6;
+              for (int row = 0; row < kLoadRows; row += slice) {
+                const auto rows = reader.Read(data, kLoadColumns, row, slice);
+                EM_CHECK(rows.has_value());
+                compute::PackRows(rows->data, rows->type, row, slice, kLoadColumns, packed.data(),
+                                  options_.weights);
+              }
+            });
+  }
+
   // A MoE layer as one device runs it: `count` experts of Qwen3-30B-A3B's shape with `rows` rows each.
   void Experts(int count, int rows) {
     core::ModelSpec spec;
@@ -298,12 +405,18 @@ int Run(const Options& options) {
     return Complain(kCommand,
                     Error{ErrorCode::kInvalidArgument,
                           fmt::format("--threads: {} (limit={}, the cores)", options.threads, cpus.size())});
+  std::vector<std::pair<core::WeightFormat, int>> runs;
+  for (const auto format : {core::WeightFormat::kBf16, core::WeightFormat::kInt8, core::WeightFormat::kInt4})
+    for (const int count : counts)
+      if (options.all_weights || format == options.weights) runs.emplace_back(format, count);
   Json rows = Json::array();
   std::string text;
   std::optional<MachineLimits> limits;
   for (const compute::Kernels* table : tables) {
-    for (const int threads : counts) {
-      KernelBench bench(options, *table, {cpus.begin(), cpus.begin() + threads});
+    for (const auto& [format, threads] : runs) {
+      Options of = options;
+      of.weights = format;
+      KernelBench bench(of, *table, {cpus.begin(), cpus.begin() + threads});
       bench.Run();
       if (bench.rows().empty()) continue;
       text +=
@@ -327,7 +440,11 @@ void RegisterBenchKernels(CLI::App& bench, Action& action) {
   sub->footer(
       "Examples:\n  elasticmoe bench kernels\n  elasticmoe bench kernels --isa all --filter matmul\n"
       "\nA name is TABLE/WEIGHTS/KERNEL/SHAPE/tTHREADS: matmul and gate_up KxN on m rows, experts COUNT with "
-      "rows each.\n"
+      "rows each;\n"
+      "decode is a layer's attention for one token a thread: grouped queries (4 KV heads, 8 query heads "
+      "each) or "
+      "latents (MLA)\n"
+      "with 16 or 128 heads; load is a matrix of a checkpoint's format decoded and packed.\n"
       "The limits are measured first, with the same threads: a read of memory, and the table's dot product "
       "on "
       "registers.");
@@ -335,6 +452,7 @@ void RegisterBenchKernels(CLI::App& bench, Action& action) {
                   "auto, all, or a table: amxbf16, avx512bf16, avx2, reference")
       ->capture_default_str();
   AddWeightsFlag(*sub, options->weights);
+  sub->add_flag("--all-weights", options->all_weights, "Every format of --weights, one after another");
   sub->add_option("--threads", options->threads, "Pinned threads (default: one, then all cores)")
       ->check(CLI::Range(1, 1024));
   sub->add_option("--filter", options->filter, "Only what has this in its name");

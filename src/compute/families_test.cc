@@ -1,12 +1,15 @@
-// Families of which there are no reference logits at hand: a made model of each, written and read as its
-// checkpoints are, against the plain formulas (plain_forward.h). It shows that names, settings and the
+// Families of which there are no reference logits at hand, and options that the goldens of the others do not
+// have: a made model of each, written and read as its checkpoints are, against the plain formulas
+// (plain_forward.h). It shows that names, settings and the
 // forward pass belong together; that the settings mean what they mean in the original's code rests on reading
 // it.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
+#include <map>
 
 #include "compute/plain_forward.h"
 #include "compute/test_model.h"
@@ -60,6 +63,29 @@ Json With(Json config, const Json& changes) {
   return config;
 }
 
+// Of latent attention.
+Json Latents(const char* model_type) {
+  Json config = With(Sizes(model_type), {{"rms_norm_eps", 1e-2},
+                                         {"q_lora_rank", nullptr},
+                                         {"kv_lora_rank", 28},
+                                         {"qk_nope_head_dim", 12},
+                                         {"qk_rope_head_dim", 8},
+                                         {"v_head_dim", 10},
+                                         {"n_routed_experts", 8},
+                                         {"n_shared_experts", 2},
+                                         {"first_k_dense_replace", 1}});
+  config.erase("head_dim");
+  return config;
+}
+
+const Json kYarn = {{"rope_type", "yarn"}, {"factor", 6.0},    {"original_max_position_embeddings", 12},
+                    {"beta_fast", 4.0},    {"beta_slow", 0.5}, {"truncate", false}};
+const Json kLlama3 = {{"rope_type", "llama3"},
+                      {"factor", 4.0},
+                      {"low_freq_factor", 1.0},
+                      {"high_freq_factor", 3.0},
+                      {"original_max_position_embeddings", 24}};
+
 struct Case {
   const char* name;
   Json config;
@@ -71,6 +97,38 @@ std::vector<float> Logits(const TestModel& model) {
   ThreadPool threads(kNoCpu);
   return Driver(model, *FindKernels("reference").value(), threads, 24, 2).Step({{0, tokens}});
 }
+
+// A safetensors file out of values.
+class SafetensorsFile {
+ public:
+  void Add(const std::string& name, const std::vector<std::int64_t>& shape,
+           const std::vector<float>& values) {
+    const std::size_t begin = data_.size();
+    for (const float value : values) {
+      const Bf16 half = ToBf16(value);
+      EM_CHECK(ToFloat(half) == value, "{} {}", name, value);
+      data_.append(reinterpret_cast<const char*>(&half), sizeof(half));
+    }
+    header_[name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
+  }
+  void AddFloats(const std::string& name, const std::vector<std::int64_t>& shape,
+                 const std::vector<float>& values) {
+    const std::size_t begin = data_.size();
+    data_.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+    header_[name] = {{"dtype", "F32"}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
+  }
+  void Write(const std::filesystem::path& path) const {
+    const std::string header = header_.dump();
+    const std::uint64_t size = header.size();
+    std::ofstream out(path, std::ios::binary);
+    out.write(reinterpret_cast<const char*>(&size), sizeof(size));
+    out << header << data_;
+  }
+
+ private:
+  Json header_ = Json::object();
+  std::string data_;
+};
 
 class MadeFamilies : public ::testing::TestWithParam<Case> {};
 
@@ -101,12 +159,40 @@ TEST_P(MadeFamilies, AgreeWithThePlainFormulas) {
   EXPECT_LT(worst, 1e-4);
 }
 
-class MadeDenseFamilies : public ::testing::TestWithParam<const char*> {};
-INSTANTIATE_TEST_SUITE_P(Models, MadeDenseFamilies, ::testing::Values("llama", "qwen2", "qwen3"));
+class GgufFamilies : public ::testing::TestWithParam<Case> {};
 
-TEST_P(MadeDenseFamilies, HaveTheSameLogitsFromGguf) {
-  Json config = Sizes(GetParam());
-  config["attention_bias"] = GetParam() == std::string("llama");
+const Json kV2 = {{"architectures", Json::array({"BailingMoeV2ForCausalLM"})},
+                  {"num_shared_experts", 1},
+                  {"first_k_dense_replace", 1},
+                  {"moe_router_enable_expert_bias", true},
+                  {"use_qk_norm", true},
+                  {"use_qkv_bias", true},
+                  {"moe_shared_expert_intermediate_size", 40},
+                  {"partial_rotary_factor", 0.5},
+                  {"n_group", 4},
+                  {"topk_group", 2},
+                  {"routed_scaling_factor", 2.5}};
+const Json kErnie = {{"moe_num_experts", 8},
+                     {"moe_k", 3},
+                     {"moe_num_shared_experts", 2},
+                     {"num_hidden_layers", 5},
+                     {"moe_layer_interval", 2}};
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, GgufFamilies,
+    ::testing::Values(Case{"llama", With(Sizes("llama"), {{"attention_bias", true}, {"mlp_bias", true}})},
+                      Case{"qwen2", Sizes("qwen2")}, Case{"qwen3", Sizes("qwen3")},
+                      Case{"bailing_moe",
+                           With(Sizes("bailing_moe"),
+                                {{"num_shared_experts", 2}, {"use_bias", true}, {"norm_head", true}})},
+                      Case{"bailing_moe_v2", With(Sizes("bailing_moe"), kV2)},
+                      Case{"ernie4_5_moe", With(Sizes("ernie4_5_moe"), kErnie)},
+                      Case{"ernie4_5_moe_bias", With(With(Sizes("ernie4_5_moe"), kErnie),
+                                                     {{"use_bias", true}, {"moe_use_aux_free", false}})}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(GgufFamilies, HaveTheSameLogitsFromGguf) {
+  const Json& config = GetParam().config;
   Directory directory;
   model::MakeModelOptions options;
   options.directory = directory.Path();
@@ -115,6 +201,50 @@ TEST_P(MadeDenseFamilies, HaveTheSameLogitsFromGguf) {
   const auto written = model::ExportGguf({directory.Path(), path, model::Encoding::kBf16});
   ASSERT_TRUE(written) << written.error().message;
   EXPECT_EQ(Logits(TestModel::Load(path)), Logits(TestModel::Load(directory.Path())));
+}
+
+// Ling's norm_head: the same logits as those of a head whose columns were divided by their lengths.
+TEST(NormedHead, IsAHeadOfNormedColumns) {
+  const Json config = With(Sizes("bailing_moe"), {{"norm_head", true}});
+  Directory directory;
+  model::MakeModelOptions options;
+  options.directory = directory.Path() / "normed";
+  ASSERT_TRUE(model::WriteModel(*model::SpecOf(config), options));
+  const std::vector<float> normed = Logits(TestModel::Load(options.directory));
+  std::ofstream(options.directory / "config.json") << Sizes("bailing_moe").dump();
+  const TestModel plain = TestModel::Load(options.directory);
+  SafetensorsFile file;
+  const core::ModelSpec& spec = plain.Spec();
+  for (const model::TensorName& tensor : (*model::FamilyOf(config))->Tensors(spec)) {
+    const std::vector<float>& values = plain.Plain(tensor.role, tensor.layer, tensor.expert);
+    if (tensor.role != Role::kLmHead) {
+      file.Add(tensor.name, tensor.shape, values);
+      continue;
+    }
+    std::vector<float> divided = values;
+    for (int column = 0; column < spec.hidden; ++column) {
+      double squares = 1e-14;
+      for (int row = 0; row < spec.vocab; ++row) squares += std::pow(values[row * spec.hidden + column], 2);
+      for (int row = 0; row < spec.vocab; ++row)
+        divided[row * spec.hidden + column] =
+            static_cast<float>(values[row * spec.hidden + column] / std::sqrt(squares));
+    }
+    file.AddFloats(tensor.name, tensor.shape, divided);
+  }
+  std::filesystem::create_directories(directory.Path() / "divided");
+  file.Write(directory.Path() / "divided" / "model.safetensors");
+  std::ofstream(directory.Path() / "divided" / "config.json") << Sizes("bailing_moe").dump();
+  const std::vector<float> want = Logits(TestModel::Load(directory.Path() / "divided"));
+  const std::vector<float> other = Logits(plain);
+  ASSERT_EQ(normed.size(), want.size());
+  double worst = 0, apart = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    worst = std::max<double>(worst, std::abs(normed[i] - want[i]));
+    apart = std::max<double>(apart, std::abs(other[i] - want[i]));
+  }
+  // The reference table has the head in bf16, and that is where the two differ.
+  EXPECT_LT(worst, 0.02);
+  EXPECT_GT(apart, 0.2);
 }
 
 TEST(TopAny, ChoosesFromOneExpertToTheMost) {
@@ -140,11 +270,12 @@ TEST(TopAny, ChoosesFromOneExpertToTheMost) {
 INSTANTIATE_TEST_SUITE_P(
     Models, MadeFamilies,
     ::testing::Values(
-        Case{"llama", With(Sizes("llama"), {{"attention_bias", true}})}, Case{"mistral", Sizes("mistral")},
-        Case{"qwen2", Sizes("qwen2")}, Case{"qwen3", Sizes("qwen3")},
-        Case{"bailing_moe",
-             With(Sizes("bailing_moe"),
-                  {{"num_shared_experts", 2}, {"norm_topk_prob", true}, {"use_qkv_bias", true}})},
+        Case{"llama", With(Sizes("llama"), {{"attention_bias", true}, {"mlp_bias", true}})},
+        Case{"mistral", Sizes("mistral")}, Case{"qwen2", Sizes("qwen2")}, Case{"qwen3", Sizes("qwen3")},
+        Case{"bailing_moe", With(Sizes("bailing_moe"), {{"num_shared_experts", 2},
+                                                        {"norm_topk_prob", true},
+                                                        {"use_qkv_bias", true},
+                                                        {"use_bias", true}})},
         Case{"bailing_moe_v2",
              With(Sizes("bailing_moe"), {{"architectures", Json::array({"BailingMoeV2ForCausalLM"})},
                                          {"num_shared_experts", 1},
@@ -161,6 +292,59 @@ INSTANTIATE_TEST_SUITE_P(
                                                           {"moe_num_shared_experts", 2},
                                                           {"moe_layer_start_index", 1},
                                                           {"moe_layer_end_index", 1}})},
+        Case{"ernie4_5_moe_bias", With(Sizes("ernie4_5_moe"), {{"moe_num_experts", 8},
+                                                               {"moe_k", 3},
+                                                               {"use_bias", true},
+                                                               {"moe_use_aux_free", false},
+                                                               {"moe_num_shared_experts", 1}})},
+        // Of families with goldens, what those do not have.
+        Case{"deepseek_v2", With(Latents("deepseek_v2"), {{"q_lora_rank", 20},
+                                                          {"attention_bias", true},
+                                                          {"topk_method", "group_limited_greedy"},
+                                                          {"n_group", 4},
+                                                          {"topk_group", 2},
+                                                          {"routed_scaling_factor", 16.0},
+                                                          {"rope_scaling",
+                                                           {{"type", "yarn"},
+                                                            {"factor", 8.0},
+                                                            {"original_max_position_embeddings", 16},
+                                                            {"mscale", 0.9},
+                                                            {"mscale_all_dim", 0.707}}}})},
+        Case{"deepseek_v2_norm",
+             With(Latents("deepseek_v2"),
+                  {{"attention_bias", true}, {"norm_topk_prob", true}, {"moe_layer_freq", 2}})},
+        Case{"deepseek_v3",
+             With(Latents("deepseek_v3"),
+                  {{"n_group", 2},
+                   {"topk_group", 1},
+                   {"rope_interleave", false},
+                   {"norm_topk_prob", false},
+                   {"rope_scaling", {{"rope_type", "linear"}, {"factor", 3.0}, {"mscale_all_dim", 1.0}}}})},
+        Case{"glm4_moe", With(Sizes("glm4_moe"), {{"n_routed_experts", 8},
+                                                  {"n_group", 4},
+                                                  {"topk_group", 2},
+                                                  {"use_qk_norm", true},
+                                                  {"attention_bias", true},
+                                                  {"norm_topk_prob", false},
+                                                  {"routed_scaling_factor", 1.5},
+                                                  {"rope_scaling", kYarn}})},
+        Case{"qwen2_moe", With(Sizes("qwen2_moe"), {{"shared_expert_intermediate_size", 30},
+                                                    {"norm_topk_prob", true},
+                                                    {"use_sliding_window", true},
+                                                    {"sliding_window", 7},
+                                                    {"max_window_layers", 1},
+                                                    {"rope_scaling", kLlama3}})},
+        Case{"mixtral", With(Sizes("mixtral"),
+                             {{"num_local_experts", 8}, {"sliding_window", 9}, {"rope_scaling", kYarn}})},
+        Case{"olmoe", With(Sizes("olmoe"), {{"clip_qkv", 0.8},
+                                            {"attention_bias", true},
+                                            {"norm_topk_prob", true},
+                                            {"rope_scaling", {{"type", "linear"}, {"factor", 2.5}}}})},
+        Case{"gpt_oss", With(Sizes("gpt_oss"), {{"num_local_experts", 8},
+                                                {"sliding_window", 6},
+                                                {"swiglu_limit", 0.5},
+                                                {"attention_bias", true},
+                                                {"rope_scaling", kYarn}})},
         Case{"top_any", With(Sizes("qwen3_moe"), {{"moe_routing", "top_any"}})},
         // Every other layer, as GLaM has them.
         Case{"interleaved",
@@ -168,32 +352,6 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return std::string(info.param.name); });
 
 // ---- What is fused in checkpoints
-
-// A safetensors file out of values.
-class SafetensorsFile {
- public:
-  void Add(const std::string& name, const std::vector<std::int64_t>& shape,
-           const std::vector<float>& values) {
-    const std::size_t begin = data_.size();
-    for (const float value : values) {
-      const Bf16 half = ToBf16(value);
-      EM_CHECK(ToFloat(half) == value, "{} {}", name, value);
-      data_.append(reinterpret_cast<const char*>(&half), sizeof(half));
-    }
-    header_[name] = {{"dtype", "BF16"}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
-  }
-  void Write(const std::filesystem::path& path) const {
-    const std::string header = header_.dump();
-    const std::uint64_t size = header.size();
-    std::ofstream out(path, std::ios::binary);
-    out.write(reinterpret_cast<const char*>(&size), sizeof(size));
-    out << header << data_;
-  }
-
- private:
-  Json header_ = Json::object();
-  std::string data_;
-};
 
 // MXFP4 values are bf16 numbers, so that the same model in gpt-oss's other form has the same logits.
 TEST(FusedTensors, OfGptOssInBf16AreThoseOfItsMxfp4) {
@@ -234,6 +392,51 @@ TEST(FusedTensors, OfGptOssInBf16AreThoseOfItsMxfp4) {
   std::ofstream(directory.Path() / "config.json") << config.dump();
   EXPECT_EQ(Logits(TestModel::Load(directory.Path())), Logits(model));
 }
+
+// Gate above up, as transformers 5 holds the experts of most families.
+class StackedExperts : public ::testing::TestWithParam<Case> {};
+
+TEST_P(StackedExperts, AreTheirParts) {
+  const Json& config = GetParam().config;
+  const core::ModelSpec spec = *model::SpecOf(config);
+  Directory parts;
+  model::MakeModelOptions options;
+  options.directory = parts.Path() / "parts";
+  ASSERT_TRUE(model::WriteModel(spec, options));
+  const TestModel model = TestModel::Load(options.directory);
+  SafetensorsFile file;
+  std::map<int, std::vector<float>> gate_up, down;
+  for (const model::TensorName& tensor : (*model::FamilyOf(config))->Tensors(spec)) {
+    const std::vector<float>& plain = model.Plain(tensor.role, tensor.layer, tensor.expert);
+    if (tensor.expert < 0) {
+      std::string name = tensor.name;  // as it is called there
+      for (const auto& [from, to] : {std::pair("block_sparse_moe", "mlp"), {"mlp.moe_", "mlp.gate.moe_"}})
+        if (const auto at = name.find(from); at != name.npos) name.replace(at, std::strlen(from), to);
+      file.Add(name, tensor.shape, plain);
+      continue;
+    }
+    // Tensors come expert by expert, gate before up.
+    std::vector<float>& all = (tensor.role == Role::kExpertDown ? down : gate_up)[tensor.layer];
+    all.insert(all.end(), plain.begin(), plain.end());
+  }
+  for (const auto& [layer, values] : gate_up) {
+    const std::string prefix = fmt::format("model.layers.{}.mlp.experts.", layer);
+    file.Add(prefix + "gate_up_proj", {spec.moe.experts, 2 * spec.moe.expert_width, spec.hidden}, values);
+    file.Add(prefix + "down_proj", {spec.moe.experts, spec.hidden, spec.moe.expert_width}, down[layer]);
+  }
+  file.Write(parts.Path() / "model.safetensors");
+  std::ofstream(parts.Path() / "config.json") << config.dump();
+  EXPECT_EQ(Logits(TestModel::Load(parts.Path())), Logits(model));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, StackedExperts,
+    ::testing::Values(Case{"qwen3_moe", Sizes("qwen3_moe")},
+                      Case{"mixtral", With(Sizes("mixtral"), {{"num_local_experts", 8}})},
+                      Case{"olmoe", Sizes("olmoe")},
+                      Case{"ernie4_5_moe",
+                           With(Sizes("ernie4_5_moe"), {{"moe_num_experts", 8}, {"moe_k", 3}})}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 TEST(FusedTensors, OfBailingAreItsParts) {
   const Json config = With(Sizes("bailing_moe"), {{"use_qkv_bias", true}});

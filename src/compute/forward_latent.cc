@@ -34,8 +34,8 @@ void Forward::PrepareLatents(int layer, const LayerWeights& w, const KvCache& kv
     for (int row = first; row < last; ++row) {
       float* q = &qkv_[std::size_t(row) * stride];
       float* latent = q + a.QRows();
-      if (a.q_lora_rank > 0) RmsNorm(w.q_down_norm, spec_.rms_eps, a.q_lora_rank, q, q);
-      RmsNorm(w.kv_down_norm, spec_.rms_eps, a.kv_lora_rank, latent, latent);
+      if (a.q_lora_rank > 0) RmsNorm(w.q_down_norm, a.latent_eps, a.q_lora_rank, q, q);
+      RmsNorm(w.kv_down_norm, a.latent_eps, a.kv_lora_rank, latent, latent);
       rope_.Turn(latent + a.kv_lora_rank, position_[row]);
       StoreRow(layer, row, latent, nullptr, kv);
     }

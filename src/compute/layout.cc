@@ -1,5 +1,7 @@
 #include "compute/layout.h"
 
+#include <array>
+
 #include "base/check.h"
 #include "compute/kv.h"
 
@@ -21,6 +23,25 @@ const float* Floats(const std::byte* blob, const TensorPlace& place) {
 PackedMatrix Matrix(const std::byte* blob, const TensorPlace& place) {
   if (place.n == 0) return {};
   return {blob + place.offset, place.n_fused, place.k, place.format};
+}
+
+// What an MLP consists of: gate, up and down, and their biases.
+using MlpRoles = std::array<Role, 6>;
+constexpr MlpRoles kDenseRoles = {Role::kDenseGate,     Role::kDenseUp,     Role::kDenseDown,
+                                  Role::kDenseGateBias, Role::kDenseUpBias, Role::kDenseDownBias};
+constexpr MlpRoles kSharedRoles = {Role::kSharedGate,     Role::kSharedUp,     Role::kSharedDown,
+                                   Role::kSharedGateBias, Role::kSharedUpBias, Role::kSharedDownBias};
+constexpr MlpRoles kExpertRoles = {Role::kExpertGate,     Role::kExpertUp,     Role::kExpertDown,
+                                   Role::kExpertGateBias, Role::kExpertUpBias, Role::kExpertDownBias};
+
+void BindMlp(const WeightLayout& layout, const std::byte* blob, int layer, bool bias, const MlpRoles& roles,
+             MlpWeights& out) {
+  const auto place = [&](int i) -> const TensorPlace& { return layout.Place(roles[i], layer); };
+  out = {Matrix(blob, place(0)), Matrix(blob, place(1)), Matrix(blob, place(2))};
+  if (!bias) return;
+  out.gate_bias = Floats(blob, place(3));
+  out.up_bias = Floats(blob, place(4));
+  out.down_bias = Floats(blob, place(5));
 }
 
 void BindLatent(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* blob, int layer,
@@ -129,12 +150,22 @@ WeightLayout::WeightLayout(const core::ModelSpec& spec)
         matrix(Role::kSharedGate, layer, shared, spec.hidden);
         matrix(Role::kSharedUp, layer, shared, spec.hidden);
         matrix(Role::kSharedDown, layer, spec.hidden, shared);
+        if (spec.dense_bias) {
+          vector(Role::kSharedGateBias, layer, shared);
+          vector(Role::kSharedUpBias, layer, shared);
+          vector(Role::kSharedDownBias, layer, spec.hidden);
+        }
         if (spec.moe.shared_gate) vector(Role::kSharedMix, layer, 1, spec.hidden);
       }
     } else {
       matrix(Role::kDenseGate, layer, spec.layers[layer].dense_width, spec.hidden);
       matrix(Role::kDenseUp, layer, spec.layers[layer].dense_width, spec.hidden);
       matrix(Role::kDenseDown, layer, spec.hidden, spec.layers[layer].dense_width);
+      if (spec.dense_bias) {
+        vector(Role::kDenseGateBias, layer, spec.layers[layer].dense_width);
+        vector(Role::kDenseUpBias, layer, spec.layers[layer].dense_width);
+        vector(Role::kDenseDownBias, layer, spec.hidden);
+      }
     }
   }
   shared_bytes_ = (at + kAlign - 1) / kAlign * kAlign;
@@ -206,15 +237,10 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
       layer.router = Floats(blob, layout.Place(Role::kRouter, i));
       if (spec.moe.router_bias) layer.router_bias = Floats(blob, layout.Place(Role::kRouterBias, i));
       if (spec.moe.correction) layer.correction = Floats(blob, layout.Place(Role::kRouterCorrection, i));
-      if (spec.moe.shared_width > 0)
-        layer.dense = {Matrix(blob, layout.Place(Role::kSharedGate, i)),
-                       Matrix(blob, layout.Place(Role::kSharedUp, i)),
-                       Matrix(blob, layout.Place(Role::kSharedDown, i))};
+      if (spec.moe.shared_width > 0) BindMlp(layout, blob, i, spec.dense_bias, kSharedRoles, layer.dense);
       if (spec.moe.shared_gate) layer.shared_mix = Floats(blob, layout.Place(Role::kSharedMix, i));
     } else {
-      layer.dense = {Matrix(blob, layout.Place(Role::kDenseGate, i)),
-                     Matrix(blob, layout.Place(Role::kDenseUp, i)),
-                     Matrix(blob, layout.Place(Role::kDenseDown, i))};
+      BindMlp(layout, blob, i, spec.dense_bias, kDenseRoles, layer.dense);
     }
     weights.layers.push_back(layer);
   }
@@ -222,14 +248,8 @@ SharedWeights BindShared(const core::ModelSpec& spec, const WeightLayout& layout
 }
 
 MlpWeights BindExpert(const core::ModelSpec& spec, const WeightLayout& layout, const std::byte* blob) {
-  MlpWeights weights{Matrix(blob, layout.Place(Role::kExpertGate)),
-                     Matrix(blob, layout.Place(Role::kExpertUp)),
-                     Matrix(blob, layout.Place(Role::kExpertDown))};
-  if (spec.moe.expert_bias) {
-    weights.gate_bias = Floats(blob, layout.Place(Role::kExpertGateBias));
-    weights.up_bias = Floats(blob, layout.Place(Role::kExpertUpBias));
-    weights.down_bias = Floats(blob, layout.Place(Role::kExpertDownBias));
-  }
+  MlpWeights weights;
+  BindMlp(layout, blob, -1, spec.moe.expert_bias, kExpertRoles, weights);
   return weights;
 }
 

@@ -1,5 +1,5 @@
 // For the tests of this module: the forward pass once more, in float64, no cache, no tricks, straight from
-// the formulas. Everything that a ModelSpec can say but latent attention and scaled RoPE.
+// the formulas: everything that a ModelSpec can say.
 #pragma once
 
 #include <algorithm>
@@ -122,7 +122,6 @@ inline std::vector<std::pair<int, double>> PlainAny(const core::MoeSpec& moe,
 inline Vector PlainMoe(const TestModel& model, int layer, const Vector& x) {
   const core::ModelSpec& spec = model.Spec();
   const core::MoeSpec& moe = spec.moe;
-  static const std::vector<float> kNone;
   Vector logits = Times(model.Plain(Role::kRouter, layer), x);
   for (int e = 0; e < moe.experts && moe.router_bias; ++e)
     logits[e] += model.Plain(Role::kRouterBias, layer)[e];
@@ -140,11 +139,103 @@ inline Vector PlainMoe(const TestModel& model, int layer, const Vector& x) {
                  x),
         weight);
   if (moe.shared_width == 0) return out;
-  const Vector shared = PlainMlp(spec.activation,
-                                 {model.Plain(Role::kSharedGate, layer), model.Plain(Role::kSharedUp, layer),
-                                  model.Plain(Role::kSharedDown, layer), kNone, kNone, kNone},
-                                 x);
+  const Vector shared =
+      PlainMlp(spec.activation,
+               {model.Plain(Role::kSharedGate, layer), model.Plain(Role::kSharedUp, layer),
+                model.Plain(Role::kSharedDown, layer), model.Plain(Role::kSharedGateBias, layer),
+                model.Plain(Role::kSharedUpBias, layer), model.Plain(Role::kSharedDownBias, layer)},
+               x);
   add(shared, moe.shared_gate ? 1 / (1 + std::exp(-Times(model.Plain(Role::kSharedMix, layer), x)[0])) : 1.0);
+  return out;
+}
+
+// The turn of pair i at position 1, after Hugging Face's modeling_rope_utils.py.
+inline double PlainFrequency(const core::AttentionSpec& a, std::size_t i) {
+  using Scaling = core::RopeSpec::Scaling;
+  constexpr double kTurn = 6.283185307179586;
+  const core::RopeSpec& rope = a.rope;
+  const double dim = a.RopeDim();
+  const double plain = std::pow(a.rope_theta, -2.0 * static_cast<double>(i) / dim);
+  if (rope.scaling == Scaling::kNone) return plain;
+  if (rope.scaling == Scaling::kLinear) return plain / rope.factor;
+  if (rope.scaling == Scaling::kLlama3) {
+    const double wavelength = kTurn / plain;
+    const double longest = rope.original_positions / rope.low_frequency;
+    const double shortest = rope.original_positions / rope.high_frequency;
+    if (wavelength < shortest) return plain;
+    if (wavelength > longest) return plain / rope.factor;
+    const double smooth = (rope.original_positions / wavelength - rope.low_frequency) /
+                          (rope.high_frequency - rope.low_frequency);
+    return (1 - smooth) * plain / rope.factor + smooth * plain;
+  }
+  const auto correction = [&](double turns) {
+    return dim * std::log(rope.original_positions / (turns * kTurn)) / (2 * std::log(a.rope_theta));
+  };
+  double low = correction(rope.beta_fast), high = correction(rope.beta_slow);
+  if (rope.truncate) low = std::floor(low), high = std::ceil(high);
+  low = std::max(low, 0.0), high = std::min(high, dim - 1);
+  if (low == high) high += 0.001;
+  const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+  return plain / rope.factor * ramp + plain * (1 - ramp);
+}
+
+inline void PlainTurn(const core::AttentionSpec& a, std::size_t position, double* h) {
+  const std::size_t half = static_cast<std::size_t>(a.RopeDim()) / 2;
+  for (std::size_t i = 0; i < half; ++i) {
+    const double angle = static_cast<double>(position) * PlainFrequency(a, i);
+    double& one = h[a.rope.interleaved ? 2 * i : i];
+    double& other = h[a.rope.interleaved ? 2 * i + 1 : i + half];
+    const double first = one, second = other;
+    one = (first * std::cos(angle) - second * std::sin(angle)) * a.rope.amplitude;
+    other = (second * std::cos(angle) + first * std::sin(angle)) * a.rope.amplitude;
+  }
+}
+
+// The same of latent attention, by the keys and values that the latents stand for.
+inline std::vector<Vector> PlainLatentAttention(const TestModel& model, int layer,
+                                                const std::vector<Vector>& residual) {
+  const core::ModelSpec& spec = model.Spec();
+  const core::AttentionSpec& a = spec.attention;
+  constexpr float kEps = 1e-6F;  // of the latents' norms: DeepSeek's code gives them none of config.json's
+  const int plain = a.PlainDim(), rotated = a.RopeDim(), value = a.value_dim, rank = a.kv_lora_rank;
+  const auto plus = [&](Vector y, Role bias) {
+    const std::vector<float>& values = model.Plain(bias, layer);
+    for (std::size_t i = 0; i < values.size(); ++i) y[i] += values[i];
+    return y;
+  };
+  std::vector<Vector> q, latents, keys, out;  // latents as keys without position and values: kKvUp's outputs
+  for (std::size_t t = 0; t < residual.size(); ++t) {
+    const Vector x = Normed(model.Plain(Role::kAttentionNorm, layer), spec.rms_eps, residual[t]);
+    if (a.q_lora_rank > 0) {
+      const Vector down = plus(Times(model.Plain(Role::kQDown, layer), x), Role::kQBias);
+      q.push_back(
+          Times(model.Plain(Role::kQUp, layer), Normed(model.Plain(Role::kQDownNorm, layer), kEps, down)));
+    } else {
+      q.push_back(Times(model.Plain(Role::kQ, layer), x));
+    }
+    const Vector down = plus(Times(model.Plain(Role::kKvDown, layer), x), Role::kKBias);
+    latents.push_back(Times(
+        model.Plain(Role::kKvUp, layer),
+        Normed(model.Plain(Role::kKvDownNorm, layer), kEps, Vector(down.begin(), down.begin() + rank))));
+    keys.emplace_back(down.begin() + rank, down.end());
+    PlainTurn(a, t, keys.back().data());
+    Vector& y = out.emplace_back(a.heads * value);
+    for (int head = 0; head < a.heads; ++head) {
+      double* query = &q[t][head * a.head_dim];
+      PlainTurn(a, t, query + plain);
+      double sum = 0;
+      for (std::size_t s = 0; s <= t; ++s) {
+        const double* up = &latents[s][head * (plain + value)];
+        double score = 0;
+        for (int i = 0; i < plain; ++i) score += query[i] * up[i];
+        for (int i = 0; i < rotated; ++i) score += query[plain + i] * keys[s][i];
+        const double weight = std::exp(score * a.scale);
+        sum += weight;
+        for (int i = 0; i < value; ++i) y[head * value + i] += weight * up[plain + i];
+      }
+      for (int i = 0; i < value; ++i) y[head * value + i] /= sum;
+    }
+  }
   return out;
 }
 
@@ -153,6 +244,7 @@ inline std::vector<Vector> PlainAttention(const TestModel& model, int layer,
                                           const std::vector<Vector>& residual) {
   const core::ModelSpec& spec = model.Spec();
   const core::AttentionSpec& a = spec.attention;
+  if (a.Latent()) return PlainLatentAttention(model, layer, residual);
   const std::size_t dim = a.head_dim;
   std::vector<Vector> q, k, v, out;
   for (std::size_t t = 0; t < residual.size(); ++t) {
@@ -167,17 +259,7 @@ inline std::vector<Vector> PlainAttention(const TestModel& model, int layer,
       for (std::size_t head = 0; rotate && head < y.size() / dim; ++head) {
         double* h = &y[head * dim];
         if (a.qk_norm) Normalize(model.Plain(norm, layer), spec.rms_eps, h);
-        const std::size_t turned = a.RopeDim();
-        for (std::size_t i = 0; i < turned / 2; ++i) {
-          const double angle =
-              static_cast<double>(t) *
-              std::pow(a.rope_theta, -2.0 * static_cast<double>(i) / static_cast<double>(turned));
-          double& one = h[a.rope.interleaved ? 2 * i : i];
-          double& other = h[a.rope.interleaved ? 2 * i + 1 : i + turned / 2];
-          const double first = one, second = other;
-          one = first * std::cos(angle) - second * std::sin(angle);
-          other = second * std::cos(angle) + first * std::sin(angle);
-        }
+        PlainTurn(a, t, h);
       }
       return y;
     };
@@ -206,7 +288,6 @@ inline std::vector<Vector> PlainAttention(const TestModel& model, int layer,
 inline std::vector<Vector> PlainForward(const TestModel& model, const std::vector<TokenId>& tokens) {
   const core::ModelSpec& spec = model.Spec();
   const std::vector<float>& embedding = model.Plain(Role::kEmbedding);
-  static const std::vector<float> kNone;
   std::vector<Vector> residual;
   for (const TokenId token : tokens)
     residual.emplace_back(embedding.begin() + std::ptrdiff_t(token) * spec.hidden,
@@ -224,7 +305,8 @@ inline std::vector<Vector> PlainForward(const TestModel& model, const std::vecto
               ? PlainMoe(model, layer, x)
               : PlainMlp(spec.activation,
                          {model.Plain(Role::kDenseGate, layer), model.Plain(Role::kDenseUp, layer),
-                          model.Plain(Role::kDenseDown, layer), kNone, kNone, kNone},
+                          model.Plain(Role::kDenseDown, layer), model.Plain(Role::kDenseGateBias, layer),
+                          model.Plain(Role::kDenseUpBias, layer), model.Plain(Role::kDenseDownBias, layer)},
                          x);
       for (int i = 0; i < spec.hidden; ++i) residual[t][i] += y[i];
     }

@@ -169,13 +169,16 @@ inline TestModel TestModel::Random(const core::ModelSpec& spec, std::uint64_t se
       some(spec.moe.router_bias, {Role::kRouterBias});
       some(spec.moe.correction, {Role::kRouterCorrection});
       some(spec.moe.shared_width > 0, {Role::kSharedGate, Role::kSharedUp, Role::kSharedDown});
+      some(spec.moe.shared_width > 0 && spec.dense_bias,
+           {Role::kSharedGateBias, Role::kSharedUpBias, Role::kSharedDownBias});
       some(spec.moe.shared_gate, {Role::kSharedMix});
       for (int expert = 0; expert < spec.moe.experts; ++expert)
         for (const Role role : {Role::kExpertGate, Role::kExpertUp, Role::kExpertDown, Role::kExpertGateBias,
                                 Role::kExpertUpBias, Role::kExpertDownBias})
           if (role <= Role::kExpertDown || spec.moe.expert_bias) put(role, layer, expert);
     } else {
-      for (const Role role : {Role::kDenseGate, Role::kDenseUp, Role::kDenseDown}) put(role, layer);
+      some(true, {Role::kDenseGate, Role::kDenseUp, Role::kDenseDown});
+      some(spec.dense_bias, {Role::kDenseGateBias, Role::kDenseUpBias, Role::kDenseDownBias});
     }
   }
   return model;

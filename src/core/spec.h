@@ -43,11 +43,12 @@ struct AttentionSpec {
   RopeSpec rope;
   bool qk_norm_whole = false;  // RMSNorm over all heads of q, and of k, together (not with qk_norm)
   bool o_bias = false;
-  bool sinks = false;    // a learned logit a head that takes part in the softmax and has no value
-  float clip_qkv = 0;    // q, k and v are clamped to [-clip, clip]; 0 = not
-  int q_lora_rank = 0;   // MLA: q comes through a normed vector of this size; 0 = straight from hidden
-  int kv_lora_rank = 0;  // MLA: size of the latent; 0 = GQA
-  int value_dim = 0;     // MLA: of a head's v
+  bool sinks = false;        // a learned logit a head that takes part in the softmax and has no value
+  float clip_qkv = 0;        // q, k and v are clamped to [-clip, clip]; 0 = not
+  int q_lora_rank = 0;       // MLA: q comes through a normed vector of this size; 0 = straight from hidden
+  int kv_lora_rank = 0;      // MLA: size of the latent; 0 = GQA
+  int value_dim = 0;         // MLA: of a head's v
+  float latent_eps = 1e-6F;  // MLA: of the norms of q's vector and the latent, whatever rms_eps is
 
   bool Latent() const { return kv_lora_rank > 0; }
   int RopeDim() const { return rope.dim > 0 ? rope.dim : head_dim; }
@@ -110,6 +111,8 @@ struct ModelSpec {
   int max_positions = 0;  // context limit in tokens
   float rms_eps = 1e-6F;
   bool tied_head = false;
+  bool head_norm = false;   // each column of the head counts divided by its length (not with tied_head)
+  bool dense_bias = false;  // gate, up and down of dense layers and of the shared expert have biases
   ActivationSpec activation;
   AttentionSpec attention;
   MoeSpec moe;

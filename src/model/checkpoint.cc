@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "model/config_reader.h"
@@ -172,6 +173,25 @@ Status CollectUnused(const std::vector<TensorName>& needed, const TensorIndex& i
   return Fail(ErrorCode::kUnimplemented, "{}", fmt::join(refused, "; also: "));
 }
 
+// A head of normed columns is that head after a final norm that is divided by their lengths.
+Status DivideByHead(const TensorIndex& index, std::vector<TensorSource>& tensors) {
+  const auto of = [&](TensorRole role) {
+    return std::ranges::find(tensors, role, [](const TensorSource& source) { return source.tensor.role; });
+  };
+  const auto head = of(TensorRole::kLmHead), norm = of(TensorRole::kFinalNorm);
+  EM_CHECK(head != tensors.end() && norm != tensors.end());
+  if (!PlainType(head->encoding) || head->scales || !head->order.InOrder())
+    return Fail(
+        ErrorCode::kUnimplemented,
+        "reading {}: tensor {}: it is of type {}, and config.json has norm_head=true (supported: BF16, "
+        "F16, F32)",
+        index.files[head->file].string(), head->tensor.name, NameOf(head->encoding));
+  norm->divisor = ColumnLengths{head->encoding, head->file, head->offset,
+                                static_cast<std::uint64_t>(head->tensor.shape[0]),
+                                static_cast<std::uint64_t>(head->tensor.shape[1])};
+  return {};
+}
+
 // Looks up what the family needs; fills in the weights' part of `checkpoint`.
 Status TakeTensors(const std::vector<TensorName>& needed, TensorIndex index, Checkpoint& checkpoint) {
   Places places;
@@ -186,6 +206,7 @@ Status TakeTensors(const std::vector<TensorName>& needed, TensorIndex index, Che
     checkpoint.parameters += values;
     checkpoint.tensors.push_back(std::move(source));
   }
+  if (checkpoint.spec.head_norm) EM_RETURN_IF_ERROR(DivideByHead(index, checkpoint.tensors));
   std::ranges::sort(checkpoint.tensors, {}, [](const TensorSource& tensor) {
     return std::tuple(tensor.file, tensor.offset, tensor.order.first);
   });

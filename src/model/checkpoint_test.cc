@@ -209,13 +209,13 @@ TEST_F(Checkpoints, TellAllThatKeepsThemFromBeingServed) {
   EditJson(directory_, "config.json", [](Json& config) {
     config["hidden_act"] = "gelu";
     config["rope_scaling"] = {{"rope_type", "longrope"}, {"factor", 2}};
-    config["quantization_config"] = {{"quant_method", "gptq"}};
+    config["quantization_config"] = {{"quant_method", "bitsandbytes"}};
   });
   directory_.Write("tokenizer.json", R"({"model": {"type": "Unigram"}})");
   const Status status = CheckServable(directory_.Path());
   ASSERT_FALSE(status);
   EXPECT_EQ(status.error().code, ErrorCode::kUnimplemented);
-  for (const char* text : {"gelu", "longrope", "gptq", "tokenizer.json", "Unigram"})
+  for (const char* text : {"gelu", "longrope", "bitsandbytes", "tokenizer.json", "Unigram"})
     EXPECT_THAT(status.error().message, HasSubstr(text));
 }
 

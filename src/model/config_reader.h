@@ -27,6 +27,9 @@ class ConfigReader {
   // A reader of an object inside of this one; what it does not support is told as "key: ...".
   ConfigReader Inside(const Json& object, std::string_view key) const;
 
+  // All keys and values.
+  auto Items() const { return config_.items(); }
+
   // The value, or nullptr where the key is absent or null.
   const Json* Find(const char* key) const;
 

@@ -16,25 +16,12 @@ struct Row {
   int block_bytes;
 };
 
-constexpr std::array<Row, 19> kRows = {{{"bf16", 1, 2},
-                                        {"f16", 1, 2},
-                                        {"f32", 1, 4},
-                                        {"f8_e4m3", 1, 1},
-                                        {"f4_e2m1", 2, 1},
-                                        {"e8m0", 1, 1},
-                                        {"q4_0", 32, 18},
-                                        {"q4_1", 32, 20},
-                                        {"q5_0", 32, 22},
-                                        {"q5_1", 32, 24},
-                                        {"q8_0", 32, 34},
-                                        {"iq4_nl", 32, 18},
-                                        {"mxfp4", 32, 17},
-                                        {"q2_k", 256, 84},
-                                        {"q3_k", 256, 110},
-                                        {"q4_k", 256, 144},
-                                        {"q5_k", 256, 176},
-                                        {"q6_k", 256, 210},
-                                        {"iq4_xs", 256, 136}}};
+constexpr std::array<Row, 22> kRows = {
+    {{"bf16", 1, 2},     {"f16", 1, 2},       {"f32", 1, 4},      {"f8_e4m3", 1, 1},  {"f4_e2m1", 2, 1},
+     {"e8m0", 1, 1},     {"u4", 2, 1},        {"u8", 1, 1},       {"i8", 1, 1},       {"q4_0", 32, 18},
+     {"q4_1", 32, 20},   {"q5_0", 32, 22},    {"q5_1", 32, 24},   {"q8_0", 32, 34},   {"iq4_nl", 32, 18},
+     {"mxfp4", 32, 17},  {"q2_k", 256, 84},   {"q3_k", 256, 110}, {"q4_k", 256, 144}, {"q5_k", 256, 176},
+     {"q6_k", 256, 210}, {"iq4_xs", 256, 136}}};
 
 const Row& RowOf(Encoding encoding) {
   return kRows[static_cast<std::size_t>(encoding)];
@@ -227,6 +214,16 @@ void DecodeBlock(Encoding encoding, const std::byte* block, float* out) {
     case Encoding::kF4E2M1:
       out[0] = F4E2M1ToFloat(static_cast<std::uint8_t>(Byte(block) & 15));
       out[1] = F4E2M1ToFloat(static_cast<std::uint8_t>(Byte(block) >> 4));
+      return;
+    case Encoding::kU4:
+      out[0] = static_cast<float>(Byte(block) & 15);
+      out[1] = static_cast<float>(Byte(block) >> 4);
+      return;
+    case Encoding::kU8:
+      *out = static_cast<float>(Byte(block));
+      return;
+    case Encoding::kI8:
+      *out = static_cast<float>(Signed(block));
       return;
     case Encoding::kE8M0:
       *out = E8M0ToFloat(static_cast<std::uint8_t>(Byte(block)));

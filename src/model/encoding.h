@@ -18,6 +18,9 @@ enum class Encoding {
   kF8E4M3,  // scales lie apart, one a block of the matrix
   kF4E2M1,  // two values a byte, the first in its low half; scales (kE8M0) lie apart
   kE8M0,    // powers of two; only scales are written so
+  kU4,      // whole numbers, two a byte, the first in its low half; scales and zeros lie apart
+  kU8,      // whole numbers, likewise
+  kI8,
   // Blocks that hold their scales. Those of 32 values:
   kQ4_0,
   kQ4_1,

@@ -13,6 +13,7 @@
 #include "model/families/olmoe.h"
 #include "model/families/qwen2_moe.h"
 #include "model/families/qwen3_moe.h"
+#include "model/fused_tensors.h"
 
 namespace elasticmoe::model {
 namespace {
@@ -32,11 +33,17 @@ Expected<core::ModelSpec> Family::Spec(const Json& json) const {
   std::vector<std::string> messages;
   core::ModelSpec spec;
   spec.family = ModelType();
-  Status status = Read(ConfigReader(json, &messages), spec);
+  Json config = Defaults();
+  config.update(json);
+  Status status = Read(ConfigReader(config, &messages), spec);
   if (messages.empty() && status) return spec;
   if (messages.empty()) return tl::unexpected<Error>(std::move(status.error()));
   if (!status) messages.push_back(std::move(status.error().message));
   return Fail(ErrorCode::kUnimplemented, "{}", fmt::join(messages, "; also: "));
+}
+
+Status Family::Unfuse(const core::ModelSpec&, TensorIndex& index) const {
+  return SplitStackedExperts({}, index);
 }
 
 Expected<const Family*> FindFamily(std::string_view model_type) {

@@ -49,6 +49,12 @@ enum class TensorRole {
   kDenseGate,
   kDenseUp,
   kDenseDown,
+  kSharedGateBias,
+  kSharedUpBias,
+  kSharedDownBias,
+  kDenseGateBias,
+  kDenseUpBias,
+  kDenseDownBias,
   kExpertGate,
   kExpertUp,
   kExpertDown,
@@ -77,6 +83,10 @@ class Family {
   virtual ~Family() = default;
   virtual std::string_view ModelType() const = 0;  // config.json's model_type
 
+  // What a key that config.json leaves out means to the family's own code, where that is not what the key's
+  // absence means to Read. A key that is there and null means nothing.
+  virtual Json Defaults() const { return Json::object(); }
+
   // Errors name the key, what was found and what is supported; kUnimplemented names all that is not
   // supported.
   Expected<core::ModelSpec> Spec(const Json& config) const;
@@ -86,7 +96,7 @@ class Family {
 
   // Takes apart what its checkpoints hold as one tensor (fused_tensors.h): what remains has the names of
   // Tensors.
-  virtual Status Unfuse(const core::ModelSpec&, TensorIndex&) const { return {}; }
+  virtual Status Unfuse(const core::ModelSpec& spec, TensorIndex& index) const;
 
   // The config.json that Spec would read back as `spec` (for made models).
   virtual Json Config(const core::ModelSpec& spec) const = 0;

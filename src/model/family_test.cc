@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "base/check.h"
 #include "base/file.h"
 #include "model/inspect.h"
@@ -132,6 +134,9 @@ TEST(Family, WritesEveryScalingWindowAndOptionThatItReads) {
   expect("qwen3_moe", {{"use_sliding_window", true}, {"sliding_window", 12}});
   expect("qwen2_moe", {{"use_sliding_window", true}, {"sliding_window", 12}, {"max_window_layers", 1}});
   expect("mixtral", {{"sliding_window", 12}});
+  expect("deepseek_v3", {{"rope_interleave", false}});
+  expect("deepseek_v3",
+         {{"rope_scaling", {{"rope_type", "linear"}, {"factor", 4.0}, {"mscale_all_dim", 0.8}}}});
   expect("olmoe", {{"clip_qkv", 7.3}, {"attention_bias", true}, {"norm_topk_prob", true}});
   expect("deepseek_v2_lite",
          {{"n_shared_experts", nullptr}, {"moe_layer_freq", 2}, {"attention_bias", true}});
@@ -169,7 +174,87 @@ TEST(Family, WritesTheFamiliesWithoutGoldens) {
   expect("ernie4_5_moe", {{"moe_layer_interval", 2}, {"moe_layer_end_index", 3}});
   expect("ernie4_5_moe", {{"moe_layer_interval", 5}});
   expect("ernie4_5_moe", {{"moe_layer_start_index", 6}});
+  expect("ernie4_5_moe", {{"moe_use_aux_free", false}});
+  expect("bailing_moe", {{"use_bias", true},
+                         {"num_shared_experts", 1},
+                         {"moe_shared_expert_intermediate_size", 6},
+                         {"rotary_dim", 16}});
   expect("gpt_oss", {{"num_local_experts", 4}, {"sliding_window", 12}, {"swiglu_limit", 3.5}});
+}
+
+TEST(Family, TakesWhatIsLeftOutAsTheOriginalsConfigDoes) {
+  const auto without = [](const char* name, std::initializer_list<const char*> keys) {
+    Json config = GoldenConfig(name);
+    for (const char* key : keys) config.erase(key);
+    const auto spec = SpecOf(config);
+    EM_CHECK(spec.has_value(), "{}", spec.error().message);
+    return *spec;
+  };
+  for (const char* name : {"mixtral", "olmoe", "glm4_moe", "gpt_oss_mxfp4"})
+    EXPECT_EQ(without(name, {"rms_norm_eps"}).rms_eps, 1e-5F) << name;
+  EXPECT_EQ(without("qwen3_moe", {"rms_norm_eps"}).rms_eps, 1e-6F);
+  EXPECT_EQ(without("mixtral", {"rope_theta"}).attention.rope_theta, 1e6);
+  const auto gpt_oss = without("gpt_oss_mxfp4", {"rope_scaling", "rope_theta"});
+  EXPECT_EQ(gpt_oss.attention.rope_theta, 150000.0);
+  EXPECT_EQ(gpt_oss.attention.rope.factor, 32.0);
+  EXPECT_FALSE(gpt_oss.attention.rope.truncate);
+  Json none = GoldenConfig("gpt_oss_mxfp4");
+  none["rope_scaling"] = nullptr;  // there, and nothing
+  EXPECT_EQ(SpecOf(none)->attention.rope.scaling, core::RopeSpec::Scaling::kNone);
+  const auto v3 = without("deepseek_v3", {"routed_scaling_factor", "norm_topk_prob"});
+  EXPECT_EQ(v3.moe.scaling, 2.5F);
+  EXPECT_TRUE(v3.moe.renormalize);
+  EXPECT_FALSE(without("deepseek_v2_lite", {"norm_topk_prob"}).moe.renormalize);
+}
+
+TEST(Family, ReadsTheKeysOfNewerVersions) {
+  Json config = GoldenConfig("qwen3_moe");
+  config["num_local_experts"] = config["num_experts"];
+  for (const char* key : {"num_experts", "rope_theta", "rope_scaling", "torch_dtype"}) config.erase(key);
+  config["dtype"] = "bfloat16";
+  config["rope_parameters"] = {{"rope_type", "yarn"}, {"rope_theta", 3e6}, {"factor", 4.0}};
+  const auto spec = SpecOf(config);
+  ASSERT_TRUE(spec) << spec.error().message;
+  EXPECT_EQ(spec->moe.experts, 8);
+  EXPECT_EQ(spec->attention.rope_theta, 3e6);
+  EXPECT_EQ(spec->attention.rope.factor, 4.0);
+  Json gpt_oss = GoldenConfig("gpt_oss_mxfp4");
+  gpt_oss["experts_per_token"] = gpt_oss["num_experts_per_tok"];
+  gpt_oss.erase("num_experts_per_tok");
+  EXPECT_EQ(SpecOf(gpt_oss)->moe.top_k, SpecOf(GoldenConfig("gpt_oss_mxfp4"))->moe.top_k);
+  config["hidden_act"] = "swish";
+  EXPECT_TRUE(SpecOf(config));
+}
+
+TEST(Family, ReadsTheFormsOfScaling) {
+  Json config = GoldenConfig("qwen3_moe");
+  config["max_position_embeddings"] = 4096;
+  config["rope_scaling"] = {{"rope_type", "dynamic"}, {"factor", 2.0}};  // nothing within the context
+  EXPECT_EQ(SpecOf(config)->attention.rope.scaling, core::RopeSpec::Scaling::kNone);
+  config["rope_scaling"] = {{"rope_type", "yarn"}, {"original_max_position_embeddings", 1024}};
+  EXPECT_EQ(SpecOf(config)->attention.rope.factor, 4.0);
+  config["rope_scaling"]["original_max_position_embeddings"] = 8192;
+  EXPECT_THAT(SpecOf(config).error().message, HasSubstr("factor is missing"));
+  // DeepSeek's correction of the scores goes with every scaling.
+  Json v3 = GoldenConfig("deepseek_v3");
+  v3["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 4.0}};
+  const float plain = SpecOf(v3)->attention.scale;
+  v3["rope_scaling"]["mscale_all_dim"] = 1.0;
+  const float correction = static_cast<float>(0.1 * std::log(4.0) + 1.0);
+  EXPECT_FLOAT_EQ(SpecOf(v3)->attention.scale, plain * correction * correction);
+  v3["rope_interleave"] = false;
+  EXPECT_FALSE(SpecOf(v3)->attention.rope.interleaved);
+}
+
+TEST(Family, ReadsWindowsFromALayerOn) {
+  Json config = GoldenConfig("qwen3_moe");
+  config["use_sliding_window"] = true;
+  config["sliding_window"] = 12;
+  config.erase("max_window_layers");
+  EXPECT_EQ(SpecOf(config)->layers[0].window, 12);
+  config["max_window_layers"] = 2;
+  EXPECT_EQ(SpecOf(config)->layers[1].window, 0);
+  EXPECT_EQ(SpecOf(config)->layers[2].window, 12);
 }
 
 TEST(Family, ReadsGptOss) {
@@ -307,12 +392,18 @@ TEST(Family, NamesWhatItDoesNotSupport) {
   expect("model_type", "gpt2", "supported: qwen3_moe, mixtral");
   expect("rope_scaling", {{"rope_type", "longrope"}, {"factor", 4.0}}, "longrope");
   expect("rope_scaling", {{"factor", 4.0}}, "factor");
-  expect("rope_parameters", {{"type", "dynamic"}}, "dynamic");
+  expect("rope_parameters", {{"rope_type", "ntk"}}, "ntk");
+  expect("rope_parameters",
+         {{"full_attention", {{"rope_theta", 1e4}}}, {"sliding_attention", {{"rope_theta", 1e5}}}},
+         "full_attention");
+  expect("rope_parameters", {{"rope_type", "default"}, {"partial_rotary_factor", 0.5}},
+         "rope_parameters: partial_rotary_factor=0.5");
   expect("partial_rotary_factor", 0.5, "0.5");
   expect("scoring_func", "softmax", "softmax", "deepseek_v3");
   expect("topk_method", "greedy", "greedy", "deepseek_v3");
   expect("topk_method", "noaux_tc", "noaux_tc", "deepseek_v2_lite");
-  expect("rope_interleave", false, "false", "deepseek_v3");
+  expect("rope_interleave", false, "false", "deepseek_v2_lite");
+  expect("mlp_bias", true, "true", "deepseek_v2_lite");
   expect("hidden_act", "gelu", "gelu");
   expect("layer_types", {"full_attention", "sliding_attention"}, "sliding_attention");
   expect("layer_types", {"full_attention", "linear_attention", "full_attention"}, "linear_attention",

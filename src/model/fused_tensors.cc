@@ -79,6 +79,44 @@ Status SplitFusedExperts(TensorIndex& index) {
   return AddTensors(std::move(made), index);
 }
 
+Status SplitStackedExperts(const ExpertNames& names, TensorIndex& index) {
+  std::vector<StoredTensor> made, kept;
+  for (StoredTensor& tensor : index.tensors) {
+    const Kind* kind = KindOf(tensor.name);
+    if (kind == nullptr || kind->bias) {
+      kept.push_back(std::move(tensor));
+      continue;
+    }
+    const std::vector<std::int64_t>& shape = tensor.shape;
+    const bool valid = shape.size() == 3 && tensor.data.bytes > 0 && shape[0] <= kMaxExperts &&
+                       (!kind->gate_up || shape[1] % 2 == 0);
+    if (!valid || (tensor.known && !PlainType(tensor.data.encoding)))
+      return Fail(ErrorCode::kInvalidArgument,
+                  "reading {}: tensor {}: {} [{}] (expected BF16 [experts, {}, k])",
+                  index.FileOf(tensor).string(), Shown(tensor.name), tensor.dtype, fmt::join(shape, ", "),
+                  kind->gate_up ? "2 n" : "n");
+    const std::string prefix = tensor.name.substr(0, tensor.name.rfind('.') + 1);
+    const std::int64_t parts = kind->gate_up ? 2 : 1;
+    for (std::int64_t i = 0; i < shape[0] * parts; ++i) {
+      const std::string_view part = parts == 1 ? names.down : i % 2 == 0 ? names.gate : names.up;
+      StoredTensor one = tensor;
+      one.name = fmt::format("{}{}.{}.weight", prefix, i / parts, part);
+      one.shape = {shape[1] / parts, shape[2]};
+      one.data.bytes /= static_cast<std::uint64_t>(shape[0] * parts);
+      one.data.offset += static_cast<std::uint64_t>(i) * one.data.bytes;
+      made.push_back(std::move(one));
+    }
+  }
+  index.tensors = std::move(kept);
+  return AddTensors(std::move(made), index);
+}
+
+void RenameTensors(std::string_view part, std::string_view other, TensorIndex& index) {
+  for (StoredTensor& tensor : index.tensors)
+    if (const std::size_t at = tensor.name.find(part); at != tensor.name.npos)
+      tensor.name.replace(at, part.size(), other);
+}
+
 Status SplitFusedRows(std::string_view name, const std::vector<RowPart>& parts, TensorIndex& index) {
   std::int64_t all = 0;
   for (const RowPart& part : parts) all += part.rows;

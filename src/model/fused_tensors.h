@@ -19,6 +19,19 @@ namespace elasticmoe::model {
 // kInvalidArgument names the tensor that has another shape, or whose parts are there already.
 Status SplitFusedExperts(TensorIndex& index);
 
+// What transformers 5 writes where it is not told to write what it has read: the matrices of all experts one
+// after another, gate above up.
+//   P.gate_up_proj [experts, 2 n, k]    becomes P.0.GATE.weight [n, k], P.0.UP.weight, P.1. ...
+//   P.down_proj [experts, k, n]         becomes P.0.DOWN.weight [k, n], ...
+// where P ends in ".experts". kInvalidArgument as above.
+struct ExpertNames {
+  std::string_view gate = "gate_proj", up = "up_proj", down = "down_proj";
+};
+Status SplitStackedExperts(const ExpertNames& names, TensorIndex& index);
+
+// Every tensor that has `part` in its name has `other` instead.
+void RenameTensors(std::string_view part, std::string_view other, TensorIndex& index);
+
 // Rows of a fused matrix that are a matrix of their own.
 struct RowPart {
   std::string_view name;

@@ -191,10 +191,11 @@ TEST_F(Fp8Checkpoints, RefuseOtherSettingsByKey) {
     EXPECT_THAT(error.message, AllOf(HasSubstr("config.json"), HasSubstr("quantization_config")));
     return error;
   };
-  EXPECT_THAT(refused({{"quant_method", "gptq"}}).message, HasSubstr("quant_method=\"gptq\""));
+  EXPECT_THAT(refused({{"quant_method", "bitsandbytes"}}).message,
+              HasSubstr("quant_method=\"bitsandbytes\""));
   EXPECT_THAT(refused({{"quant_method", "fp8"}, {"fmt", "e5m2"}, {"weight_block_size", {8, 8}}}).message,
               HasSubstr("fmt=\"e5m2\""));
-  for (const char* weights : {R"({"num_bits": 4, "type": "int", "strategy": "group"})",
+  for (const char* weights : {R"({"num_bits": 3, "type": "int", "strategy": "group"})",
                               R"({"num_bits": 8, "type": "float", "strategy": "block"})", "7"})
     EXPECT_THAT(refused({{"quant_method", "compressed-tensors"},
                          {"config_groups", {{"group_0", {{"weights", *ParseJson(weights)}}}}}})

@@ -43,6 +43,12 @@ WeightLaw LawOf(const TensorName& tensor, const core::ModelSpec& spec) {
     case TensorRole::kSinks:
     case TensorRole::kRouterBias:
     case TensorRole::kRouterCorrection:
+    case TensorRole::kSharedGateBias:
+    case TensorRole::kSharedUpBias:
+    case TensorRole::kSharedDownBias:
+    case TensorRole::kDenseGateBias:
+    case TensorRole::kDenseUpBias:
+    case TensorRole::kDenseDownBias:
     case TensorRole::kExpertGateBias:
     case TensorRole::kExpertUpBias:
     case TensorRole::kExpertDownBias:

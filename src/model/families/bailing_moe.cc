@@ -17,12 +17,24 @@ class BailingMoeFamily final : public Family {
 
   std::string_view ModelType() const override { return v2_ ? "bailing_moe_v2" : "bailing_moe"; }
 
+  Json Defaults() const override {
+    return {{"rms_norm_eps", 1e-5},
+            {"norm_topk_prob", true},
+            {"n_group", 8},
+            {"topk_group", 4},
+            {"routed_scaling_factor", 2.5}};
+  }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     const bool v2 = v2_ || IsV2(config);
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
-    EM_RETURN_IF_ERROR(config.Only("use_bias", false));
-    EM_RETURN_IF_ERROR(config.Only("norm_head", false));
+    EM_ASSIGN_OR_RETURN(spec.attention.o_bias, config.Bool("use_bias", false));
+    EM_ASSIGN_OR_RETURN(spec.head_norm, config.Bool("norm_head", false));
+    if (spec.head_norm && spec.tied_head)
+      EM_RETURN_IF_ERROR(config.Unsupported("norm_head=true with tie_word_embeddings=true (supported: one)"));
+    if (v2) spec.family = "bailing_moe_v2";
     EM_RETURN_IF_ERROR(config.Only("multi_gate", false));
+    EM_RETURN_IF_ERROR(config.Only("use_sliding_window", false));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
     EM_ASSIGN_OR_RETURN(spec.attention.qkv_bias, config.Bool("use_qkv_bias", false));
     EM_RETURN_IF_ERROR(ReadExperts(config, "num_experts", spec));
@@ -30,7 +42,10 @@ class BailingMoeFamily final : public Family {
     EM_ASSIGN_OR_RETURN(moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
     EM_ASSIGN_OR_RETURN(const int shared,
                         config.Int("num_shared_experts", 0, kMaxWidth / moe.expert_width, 0));
-    moe.shared_width = shared * moe.expert_width;
+    EM_ASSIGN_OR_RETURN(const int shared_width,
+                        config.Int("moe_shared_expert_intermediate_size", 1, kMaxWidth / std::max(shared, 1),
+                                   moe.expert_width));
+    moe.shared_width = shared * shared_width;
     EM_RETURN_IF_ERROR(v2 ? ReadV2(config, spec) : ReadV1(config, spec));
     EM_ASSIGN_OR_RETURN(const int dense, config.Int("first_k_dense_replace", 0, kMaxLayers, 0));
     for (int layer = 0; layer < spec.LayerCount(); ++layer) spec.layers[layer].moe = layer >= dense;
@@ -65,6 +80,9 @@ class BailingMoeFamily final : public Family {
         case TensorRole::kO:
           tensor.name = attention + "dense.weight";
           break;
+        case TensorRole::kOBias:
+          tensor.name = attention + "dense.bias";
+          break;
         case TensorRole::kRouterCorrection:
           tensor.name = LayerPrefix(tensor.layer) + "mlp.gate.expert_bias";
           break;
@@ -77,6 +95,7 @@ class BailingMoeFamily final : public Family {
 
   Status Unfuse(const core::ModelSpec& spec, TensorIndex& index) const override {
     const core::AttentionSpec& a = spec.attention;
+    EM_RETURN_IF_ERROR(SplitStackedExperts({}, index));
     const std::int64_t kv = std::int64_t{a.kv_heads} * a.head_dim;
     return SplitFusedRows(kFused, {{"q", std::int64_t{a.heads} * a.head_dim}, {"k", kv}, {"v", kv}}, index);
   }
@@ -88,10 +107,14 @@ class BailingMoeFamily final : public Family {
     config["architectures"] = {v2 ? kV2 : "BailingMoeForCausalLM"};
     config.erase("attention_bias");
     config["use_qkv_bias"] = spec.attention.qkv_bias;
+    config["use_bias"] = spec.attention.o_bias;
+    config["norm_head"] = spec.head_norm;
     config["num_experts"] = moe.experts;
     config["num_experts_per_tok"] = moe.top_k;
     config["moe_intermediate_size"] = moe.expert_width;
-    config["num_shared_experts"] = moe.shared_width / moe.expert_width;
+    const bool even = moe.shared_width % moe.expert_width == 0;
+    config["num_shared_experts"] = even ? moe.shared_width / moe.expert_width : 1;
+    if (!even) config["moe_shared_expert_intermediate_size"] = moe.shared_width;
     config["norm_topk_prob"] = moe.renormalize;
     int dense = 0;
     for (const core::LayerSpec& layer : spec.layers) {
@@ -120,7 +143,8 @@ class BailingMoeFamily final : public Family {
   static Status ReadV1(const ConfigReader& config, core::ModelSpec& spec) {
     EM_RETURN_IF_ERROR(config.Only("score_function", "softmax"));
     EM_RETURN_IF_ERROR(config.Only("use_qk_norm", false));
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
+    EM_RETURN_IF_ERROR(config.Only("rotary_dim", spec.attention.head_dim));
     EM_ASSIGN_OR_RETURN(const bool renormalize, config.Bool("norm_topk_prob", false));
     spec.moe.renormalize = renormalize && spec.moe.top_k > 1;
     return {};
@@ -131,6 +155,7 @@ class BailingMoeFamily final : public Family {
     EM_RETURN_IF_ERROR(config.Only("score_function", "sigmoid"));
     EM_ASSIGN_OR_RETURN(spec.attention.qk_norm, config.Bool("use_qk_norm", false));
     EM_RETURN_IF_ERROR(ReadPartialRope(config, 1.0, spec));
+    EM_RETURN_IF_ERROR(config.Only("rotary_dim", spec.attention.RopeDim()));
     EM_RETURN_IF_ERROR(ReadGroups(config, moe));
     moe.scores = core::MoeSpec::Scores::kSigmoid;
     moe.group_score = core::MoeSpec::GroupScore::kTopTwoSum;

@@ -6,7 +6,7 @@
 namespace elasticmoe::model {
 namespace {
 
-constexpr char kRopeTypes[] = "default, linear, yarn, llama3";
+constexpr char kRopeTypes[] = "default, linear, dynamic, yarn, llama3";
 
 double YarnScale(double factor, double mscale) {
   return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
@@ -20,16 +20,24 @@ Status ReadYarn(const ConfigReader& reader, core::ModelSpec& spec) {
   // DeepSeek's code has defaults of its own; transformers' takes both values or neither.
   const bool latent = spec.attention.Latent();
   EM_ASSIGN_OR_RETURN(const double mscale, reader.Number("mscale", 0.0, 100.0, latent ? 1.0 : 0.0));
-  EM_ASSIGN_OR_RETURN(rope.mscale_all_dim, reader.Number("mscale_all_dim", 0.0, 100.0, 0.0));
   double amplitude = YarnScale(rope.factor, 1.0);
   if (latent || (mscale != 0.0 && rope.mscale_all_dim != 0.0))
     amplitude = YarnScale(rope.factor, mscale) / YarnScale(rope.factor, rope.mscale_all_dim);
   EM_ASSIGN_OR_RETURN(rope.amplitude, reader.Number("attention_factor", 1e-6, 1e6, amplitude));
-  if (latent && rope.mscale_all_dim != 0.0) {
-    const double correction = YarnScale(rope.factor, rope.mscale_all_dim);
-    spec.attention.scale = static_cast<float>(spec.attention.scale * correction * correction);
-  }
   return {};
+}
+
+// Yarn may say the contexts before and after instead of their quotient.
+Expected<double> ReadFactor(const ConfigReader& reader, const core::ModelSpec& spec, bool yarn) {
+  if (reader.Find("factor")) return reader.Number("factor", 1.0, 1e6, 1.0);
+  if (!yarn || !reader.Find("original_max_position_embeddings"))
+    return Fail(ErrorCode::kInvalidArgument, "factor is missing (expected a number from 1)");
+  EM_ASSIGN_OR_RETURN(const int original, reader.Int("original_max_position_embeddings", 1, kMaxPositions));
+  if (original > spec.max_positions)
+    return Fail(ErrorCode::kInvalidArgument,
+                "factor is missing and original_max_position_embeddings={} (expected at most {})", original,
+                spec.max_positions);
+  return static_cast<double>(spec.max_positions) / original;
 }
 
 Status ReadScaling(const ConfigReader& reader, core::ModelSpec& spec) {
@@ -41,13 +49,20 @@ Status ReadScaling(const ConfigReader& reader, core::ModelSpec& spec) {
   if (!type && reader.Find("factor"))
     return reader.Unsupported("factor={} without rope_type (expected one of {})",
                               Shown(*reader.Find("factor")), kRopeTypes);
-  if (!type || *type == "default") return {};
+  for (const auto& [name, value] : reader.Items())
+    if (value.is_object())
+      return reader.Unsupported("{}={} (supported: one set of values for all layers)", name, Shown(value));
+  // "dynamic" changes nothing up to max_position_embeddings, and more is not served.
+  if (!type || *type == "default" || *type == "dynamic") return {};
   using Scaling = core::RopeSpec::Scaling;
   if (*type != "linear" && *type != "yarn" && *type != "llama3")
     return reader.Unsupported("{}={} (supported: {})", key, Shown(*type), kRopeTypes);
-  if (!reader.Find("factor"))
-    return Fail(ErrorCode::kInvalidArgument, "factor is missing (expected a number from 1)");
-  EM_ASSIGN_OR_RETURN(rope.factor, reader.Number("factor", 1.0, 1e6, 1.0));
+  EM_ASSIGN_OR_RETURN(rope.factor, ReadFactor(reader, spec, *type == "yarn"));
+  EM_ASSIGN_OR_RETURN(rope.mscale_all_dim, reader.Number("mscale_all_dim", 0.0, 100.0, 0.0));
+  if (spec.attention.Latent() && rope.mscale_all_dim != 0.0) {
+    const double correction = YarnScale(rope.factor, rope.mscale_all_dim);
+    spec.attention.scale = static_cast<float>(spec.attention.scale * correction * correction);
+  }
   if (*type == "linear") {
     rope.scaling = Scaling::kLinear;
     return {};
@@ -76,6 +91,7 @@ Json ScalingConfig(const core::RopeSpec& rope) {
   Json config;
   config["factor"] = rope.factor;
   config["rope_type"] = "linear";
+  config["mscale_all_dim"] = rope.mscale_all_dim;
   if (rope.scaling == Scaling::kLinear) return config;
   config["original_max_position_embeddings"] = rope.original_positions;
   if (rope.scaling == Scaling::kLlama3) {
@@ -89,7 +105,6 @@ Json ScalingConfig(const core::RopeSpec& rope) {
   config["beta_slow"] = rope.beta_slow;
   config["truncate"] = rope.truncate;
   config["attention_factor"] = rope.amplitude;
-  config["mscale_all_dim"] = rope.mscale_all_dim;
   return config;
 }
 
@@ -136,7 +151,9 @@ Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec) {
 }
 
 Status ReadModel(const ConfigReader& config, core::ModelSpec& spec) {
-  EM_RETURN_IF_ERROR(config.Only("hidden_act", "silu"));
+  const Json* activation = config.Find("hidden_act");
+  if (activation && *activation != "silu" && *activation != "swish")  // two names of one function
+    EM_RETURN_IF_ERROR(config.Unsupported("hidden_act={} (supported: \"silu\")", Shown(*activation)));
   EM_ASSIGN_OR_RETURN(spec.vocab, config.Int("vocab_size", 1, kMaxVocab));
   EM_ASSIGN_OR_RETURN(spec.hidden, config.Int("hidden_size", 1, kMaxHidden));
   EM_ASSIGN_OR_RETURN(spec.max_positions, config.Int("max_position_embeddings", 1, kMaxPositions));
@@ -147,6 +164,13 @@ Status ReadModel(const ConfigReader& config, core::ModelSpec& spec) {
   EM_ASSIGN_OR_RETURN(const int layers, config.Int("num_hidden_layers", 1, kMaxLayers));
   spec.layers.assign(static_cast<std::size_t>(layers), core::LayerSpec{});
   return {};
+}
+
+Status OnlyWholeRope(const ConfigReader& config) {
+  EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+  const Json* rope = config.Find("rope_parameters");
+  if (!rope || !rope->is_object()) return {};
+  return config.Inside(*rope, "rope_parameters").Only("partial_rotary_factor", 1.0);
 }
 
 Status ReadPartialRope(const ConfigReader& config, double fallback, core::ModelSpec& spec) {
@@ -165,6 +189,13 @@ Status ReadPartialRope(const ConfigReader& config, double fallback, core::ModelS
 
 Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec,
                    const char* top_k_key) {
+  const auto or_else = [&](const char* key, std::initializer_list<const char*> others) {
+    for (const char* other : others)
+      if (!config.Find(key) && config.Find(other)) return other;
+    return key;
+  };
+  experts_key = or_else(experts_key, {"num_experts", "num_local_experts"});
+  top_k_key = or_else(top_k_key, {"num_experts_per_tok", "experts_per_token"});
   EM_ASSIGN_OR_RETURN(spec.moe.experts, config.Int(experts_key, 1, kMaxExperts));
   if (spec.moe.experts * spec.LayerCount() > kMaxLayerExperts)
     return Fail(ErrorCode::kInvalidArgument, "{}={} times num_hidden_layers={} (limit={})", experts_key,
@@ -361,16 +392,31 @@ void AddMlpTensors(const core::ModelSpec& spec, int layer, const char* shared, s
     out.push_back({up, layer, expert, at + "up_proj.weight", {width, spec.hidden}});
     out.push_back({down, layer, expert, at + "down_proj.weight", {spec.hidden, width}});
   };
-  if (!spec.layers[layer].moe)
-    return add(kDenseGate, kDenseUp, kDenseDown, -1, prefix, spec.layers[layer].dense_width);
+  const auto add_bias = [&](bool has, TensorRole gate, TensorRole up, TensorRole down, int expert,
+                            const std::string& at, std::int64_t width) {
+    if (!has) return;
+    out.push_back({gate, layer, expert, at + "gate_proj.bias", {width}});
+    out.push_back({up, layer, expert, at + "up_proj.bias", {width}});
+    out.push_back({down, layer, expert, at + "down_proj.bias", {spec.hidden}});
+  };
+  if (!spec.layers[layer].moe) {
+    const int width = spec.layers[layer].dense_width;
+    add(kDenseGate, kDenseUp, kDenseDown, -1, prefix, width);
+    return add_bias(spec.dense_bias, kDenseGateBias, kDenseUpBias, kDenseDownBias, -1, prefix, width);
+  }
   const core::MoeSpec& moe = spec.moe;
   out.push_back({kRouter, layer, -1, prefix + "gate.weight", {moe.experts, spec.hidden}});
   if (moe.correction)
     out.push_back({kRouterCorrection, layer, -1, prefix + "gate.e_score_correction_bias", {moe.experts}});
-  for (int e = 0; e < moe.experts; ++e)
-    add(kExpertGate, kExpertUp, kExpertDown, e, fmt::format("{}experts.{}.", prefix, e), moe.expert_width);
+  for (int e = 0; e < moe.experts; ++e) {
+    const std::string at = fmt::format("{}experts.{}.", prefix, e);
+    add(kExpertGate, kExpertUp, kExpertDown, e, at, moe.expert_width);
+    add_bias(moe.expert_bias, kExpertGateBias, kExpertUpBias, kExpertDownBias, e, at, moe.expert_width);
+  }
   if (moe.shared_width == 0) return;
-  add(kSharedGate, kSharedUp, kSharedDown, -1, prefix + shared + ".", moe.shared_width);
+  const std::string at = prefix + shared + ".";
+  add(kSharedGate, kSharedUp, kSharedDown, -1, at, moe.shared_width);
+  add_bias(spec.dense_bias, kSharedGateBias, kSharedUpBias, kSharedDownBias, -1, at, moe.shared_width);
   if (moe.shared_gate)
     out.push_back({kSharedMix, layer, -1, prefix + shared + "_gate.weight", {1, spec.hidden}});
 }

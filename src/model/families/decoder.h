@@ -26,8 +26,8 @@ inline constexpr int kMaxExperts = 1 << 12;
 inline constexpr int kMaxLayerExperts = 1 << 16;  // layers * experts: bounds the number of tensors
 
 // Fills vocab, hidden, max_positions, rms_eps, attention, eos_ids and as many layers (dense, no width yet)
-// as config says. Refuses with kUnimplemented what no family here has: a RoPE scaling other than linear, yarn
-// and llama3, an activation that is not silu. Windows, partial RoPE: see below.
+// as config says. Refuses with kUnimplemented what no family here has: a RoPE scaling other than linear,
+// dynamic, yarn and llama3, an activation that is not silu. Windows, partial RoPE: see below.
 Status ReadDecoder(const ConfigReader& config, core::ModelSpec& spec);
 
 // The parts of ReadDecoder for families whose attention is their own: everything but attention, and RoPE's
@@ -39,6 +39,9 @@ Status ReadRope(const ConfigReader& config, core::ModelSpec& spec);
 // The rotated part of a head: partial_rotary_factor, beside the other keys or, in newer configs, inside of
 // rope_parameters. REQUIRES: head_dim is filled.
 Status ReadPartialRope(const ConfigReader& config, double fallback, core::ModelSpec& spec);
+
+// For families that rotate whole heads: unsupported where partial_rotary_factor, in either place, is not 1.
+Status OnlyWholeRope(const ConfigReader& config);
 
 // Sliding windows: layers from `first_layer` on, or as layer_types says, see sliding_window tokens.
 Status ReadWindows(const ConfigReader& config, int first_layer, core::ModelSpec& spec);
@@ -55,7 +58,9 @@ Status ReadDenseWidth(const ConfigReader& config, core::ModelSpec& spec);
 // n_group, topk_group. REQUIRES: experts and top_k are filled.
 Status ReadGroups(const ConfigReader& config, core::MoeSpec& moe);
 
-// experts and top_k from the key of that name. REQUIRES: spec.layers is filled.
+// experts and top_k from the key of that name, or from one that newer versions of transformers write instead
+// ("num_experts", "num_local_experts"; "num_experts_per_tok", "experts_per_token"). REQUIRES: spec.layers is
+// filled.
 Status ReadExperts(const ConfigReader& config, const char* experts_key, core::ModelSpec& spec,
                    const char* top_k_key = "num_experts_per_tok");
 

@@ -13,9 +13,18 @@ class DeepseekFamily final : public Family {
 
   std::string_view ModelType() const override { return v3_ ? "deepseek_v3" : "deepseek_v2"; }
 
+  Json Defaults() const override {
+    if (!v3_) return Json::object();
+    return {{"n_group", 8},           {"topk_group", 4},
+            {"n_shared_experts", 1},  {"first_k_dense_replace", 3},
+            {"norm_topk_prob", true}, {"routed_scaling_factor", 2.5}};
+  }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadModel(config, spec));
     EM_RETURN_IF_ERROR(ReadLatents(config, spec));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));  // of the part that is rotated at all
+    EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
     EM_RETURN_IF_ERROR(ReadExperts(config, "n_routed_experts", spec));
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
@@ -52,6 +61,7 @@ class DeepseekFamily final : public Family {
     config["moe_intermediate_size"] = moe.expert_width;
     config["n_group"] = moe.groups;
     config["topk_group"] = moe.chosen_groups;
+    if (!a.rope.interleaved) config["rope_interleave"] = false;
     config["norm_topk_prob"] = moe.renormalize;
     config["routed_scaling_factor"] = std::stod(fmt::format("{:.9g}", moe.scaling));
     config["scoring_func"] = v3_ ? "sigmoid" : "softmax";
@@ -87,8 +97,7 @@ class DeepseekFamily final : public Family {
     if (plain % 2 != 0 || a.rope.dim % 2 != 0)
       return Fail(ErrorCode::kInvalidArgument,
                   "qk_nope_head_dim={} and qk_rope_head_dim={} (expected even numbers)", plain, a.rope.dim);
-    EM_RETURN_IF_ERROR(config.Only("rope_interleave", true));
-    a.rope.interleaved = true;
+    EM_ASSIGN_OR_RETURN(a.rope.interleaved, config.Bool("rope_interleave", true));
     a.head_dim = plain + a.rope.dim;
     EM_ASSIGN_OR_RETURN(a.qkv_bias, config.Bool("attention_bias", false));
     a.o_bias = a.qkv_bias;
@@ -97,6 +106,7 @@ class DeepseekFamily final : public Family {
   }
 
   static Status ReadV2Routing(const ConfigReader& config, core::MoeSpec& moe) {
+    EM_RETURN_IF_ERROR(config.Only("rope_interleave", true));
     EM_RETURN_IF_ERROR(config.Only("scoring_func", "softmax"));
     const Json* method = config.Find("topk_method");
     if (method && *method != "greedy" && *method != "group_limited_greedy")

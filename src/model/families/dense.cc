@@ -14,6 +14,10 @@ class DenseFamily final : public Family {
 
   std::string_view ModelType() const override { return model_type_; }
 
+  Json Defaults() const override {
+    return kind_ == Kind::kMistral ? Json{{"sliding_window", 4096}} : Json::object();
+  }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     spec.attention.qk_norm = kind_ == Kind::kQwen3;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
@@ -22,8 +26,12 @@ class DenseFamily final : public Family {
     if (kind_ == Kind::kMistral) spec.attention.qkv_bias = false;
     if (kind_ == Kind::kQwen2) spec.attention.qkv_bias = true;
     spec.attention.o_bias = kind_ != Kind::kQwen2 && spec.attention.qkv_bias;
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
-    EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
+    if (kind_ == Kind::kLlama) {
+      EM_ASSIGN_OR_RETURN(spec.dense_bias, config.Bool("mlp_bias", false));
+    } else {
+      EM_RETURN_IF_ERROR(config.Only("mlp_bias", false));
+    }
     EM_RETURN_IF_ERROR(ReadAttentionWindows(config, spec));
     EM_RETURN_IF_ERROR(ReadDenseWidth(config, spec));
     return {};
@@ -36,6 +44,7 @@ class DenseFamily final : public Family {
     config["architectures"] = {architecture_};
     WriteWindows(spec, config);
     config["intermediate_size"] = spec.layers[0].dense_width;
+    if (kind_ == Kind::kLlama) config["mlp_bias"] = spec.dense_bias;
     return config;
   }
 

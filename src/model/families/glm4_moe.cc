@@ -9,6 +9,8 @@ class Glm4MoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "glm4_moe"; }
 
+  Json Defaults() const override { return {{"rms_norm_eps", 1e-5}}; }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     EM_RETURN_IF_ERROR(ReadPartialRope(config, 0.5, spec));

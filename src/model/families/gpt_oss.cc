@@ -13,9 +13,22 @@ class GptOssFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "gpt_oss"; }
 
+  Json Defaults() const override {
+    return {{"rope_theta", 150000.0},
+            {"rms_norm_eps", 1e-5},
+            {"sliding_window", 128},
+            {"rope_scaling",
+             {{"rope_type", "yarn"},
+              {"factor", 32.0},
+              {"beta_fast", 32.0},
+              {"beta_slow", 1.0},
+              {"truncate", false},
+              {"original_max_position_embeddings", 4096}}}};
+  }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
     EM_ASSIGN_OR_RETURN(spec.attention.qkv_bias, config.Bool("attention_bias", true));
     spec.attention.o_bias = spec.attention.qkv_bias;
     spec.attention.sinks = true;

@@ -1,6 +1,7 @@
 #include "model/families/mixtral.h"
 
 #include "model/families/decoder.h"
+#include "model/fused_tensors.h"
 
 namespace elasticmoe::model {
 namespace {
@@ -9,9 +10,11 @@ class MixtralFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "mixtral"; }
 
+  Json Defaults() const override { return {{"rope_theta", 1e6}, {"rms_norm_eps", 1e-5}}; }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
     EM_RETURN_IF_ERROR(ReadWindows(config, 0, spec));
     EM_RETURN_IF_ERROR(ReadExperts(config, "num_local_experts", spec));
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("intermediate_size", 1, kMaxWidth));
@@ -37,6 +40,12 @@ class MixtralFamily final : public Family {
       }
     }
     return out;
+  }
+
+  Status Unfuse(const core::ModelSpec&, TensorIndex& index) const override {
+    for (const char* part : {".gate.", ".experts."})  // as transformers 5 calls them
+      RenameTensors(std::string(".mlp") + part, std::string(".block_sparse_moe") + part, index);
+    return SplitStackedExperts({.gate = "w1", .up = "w3", .down = "w2"}, index);
   }
 
   Json Config(const core::ModelSpec& spec) const override {

@@ -9,12 +9,13 @@ class OlmoeFamily final : public Family {
  public:
   std::string_view ModelType() const override { return "olmoe"; }
 
+  Json Defaults() const override { return {{"rms_norm_eps", 1e-5}}; }
+
   Status Read(const ConfigReader& config, core::ModelSpec& spec) const override {
-    spec.rms_eps = 1e-5F;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     spec.attention.qk_norm_whole = true;
     spec.attention.o_bias = spec.attention.qkv_bias;
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
     EM_RETURN_IF_ERROR(OnlyFullAttention(config));
     EM_ASSIGN_OR_RETURN(const double clip, config.Number("clip_qkv", 1e-6, 1e6, 0.0));
     spec.attention.clip_qkv = static_cast<float>(clip);

@@ -13,7 +13,7 @@ class Qwen2MoeFamily final : public Family {
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     // The original has biases whatever attention_bias says.
     EM_ASSIGN_OR_RETURN(spec.attention.qkv_bias, config.Bool("qkv_bias", true));
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
     EM_ASSIGN_OR_RETURN(const bool windows, config.Bool("use_sliding_window", false));
     EM_ASSIGN_OR_RETURN(const int first, config.Int("max_window_layers", 0, INT32_MAX, 28));
     EM_RETURN_IF_ERROR(windows ? ReadWindows(config, first, spec) : OnlyFullAttention(config));

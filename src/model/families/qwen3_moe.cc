@@ -13,9 +13,11 @@ class Qwen3MoeFamily final : public Family {
     spec.attention.qk_norm = true;
     EM_RETURN_IF_ERROR(ReadDecoder(config, spec));
     spec.attention.o_bias = spec.attention.qkv_bias;
-    EM_RETURN_IF_ERROR(config.Only("partial_rotary_factor", 1.0));
+    EM_RETURN_IF_ERROR(OnlyWholeRope(config));
     EM_ASSIGN_OR_RETURN(const bool windows, config.Bool("use_sliding_window", false));
-    EM_RETURN_IF_ERROR(windows ? ReadWindows(config, 0, spec) : OnlyFullAttention(config));
+    // Earlier versions of the original's code read it and write it, later ones do neither.
+    EM_ASSIGN_OR_RETURN(const int first, config.Int("max_window_layers", 0, INT32_MAX, 0));
+    EM_RETURN_IF_ERROR(windows ? ReadWindows(config, first, spec) : OnlyFullAttention(config));
     EM_RETURN_IF_ERROR(ReadExperts(config, "num_experts", spec));
     EM_ASSIGN_OR_RETURN(spec.moe.expert_width, config.Int("moe_intermediate_size", 1, kMaxWidth));
     EM_ASSIGN_OR_RETURN(spec.moe.renormalize, config.Bool("norm_topk_prob", false));

@@ -141,6 +141,7 @@ Status ReadAttention(const Keys& keys, const Gguf& gguf, Json& config) {
                 heads, hidden);
   config["head_dim"] = head_dim;
   config["attention_bias"] = gguf.Find("blk.0.attn_q.bias") != nullptr;
+  config["mlp_bias"] = gguf.Find("blk.0.ffn_gate.bias") != nullptr;
   config["use_qk_norm"] = gguf.Find("blk.0.attn_q_norm.weight") != nullptr;
   EM_ASSIGN_OR_RETURN(config["rms_norm_eps"], keys.Number("attention.layer_norm_rms_epsilon"));
   if (keys.Has("attention.sliding_window")) {
@@ -150,26 +151,59 @@ Status ReadAttention(const Keys& keys, const Gguf& gguf, Json& config) {
   return ReadRope(keys, head_dim, config);
 }
 
-// Of DeepSeek and GLM.
-Status ReadRouting(const Keys& keys, const GgufArchitecture& architecture, Json& config) {
+// The experts of DeepSeek, GLM, Ling and ERNIE.
+Status ReadRouting(const Keys& keys, const GgufArchitecture& architecture, const Gguf& gguf, Json& config) {
   struct Row {
-    const char* name;
+    std::string_view name;
     const char* key;
+    int without;
   };
   for (const Row& row :
-       {Row{"n_shared_experts", "expert_shared_count"},
-        Row{"first_k_dense_replace", "leading_dense_block_count"}, Row{"n_group", "expert_group_count"},
-        Row{"topk_group", "expert_group_used_count"}}) {
-    config[row.name] = row.name == std::string_view("n_shared_experts") ? 0 : 1;
-    if (row.name == std::string_view("first_k_dense_replace")) config[row.name] = 0;
+       {Row{architecture.shared_key, "expert_shared_count", 0},
+        Row{architecture.dense_key, "leading_dense_block_count", 0}, Row{"n_group", "expert_group_count", 1},
+        Row{"topk_group", "expert_group_used_count", 1}}) {
+    Json& value = config[std::string(row.name)];
+    value = row.without;
     if (!keys.Has(row.key)) continue;
-    EM_ASSIGN_OR_RETURN(config[row.name], keys.Int(row.key));
+    EM_ASSIGN_OR_RETURN(value, keys.Int(row.key));
+  }
+  const std::string_view type = architecture.model_type;
+  const auto any = [&](TensorRole role) {
+    return std::ranges::any_of(gguf.tensors, [&](const GgufTensor& tensor) {
+      return tensor.name.ends_with(GgufTensorName(architecture, role, 0).substr(std::string("blk.0").size()));
+    });
+  };
+  if (type == "ernie4_5_moe") {
+    config["use_bias"] = gguf.Find("blk.0.attn_q.bias") != nullptr;
+    config["moe_use_aux_free"] = any(TensorRole::kRouterCorrection);
+    if (keys.Has("interleave_moe_layer_step")) {
+      EM_ASSIGN_OR_RETURN(config["moe_layer_interval"], keys.Int("interleave_moe_layer_step"));
+    }
+    return {};
+  }
+  if (type.starts_with("bailing")) {
+    for (const char* name : {"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"})
+      if (gguf.Find(name) != nullptr) config["use_qkv_bias"] = true;
+    config["use_bias"] = gguf.Find("blk.0.attn_output.bias") != nullptr;
+    config["score_function"] = architecture.gating == GgufGating::kSigmoid ? "sigmoid" : "softmax";
+    config["moe_router_enable_expert_bias"] = any(TensorRole::kRouterCorrection);
+    // Tools differ in what they write as the shared experts' width: it is that of their matrix.
+    const std::string ending = GgufTensorName(architecture, TensorRole::kSharedGate, 0).substr(5);
+    const auto gate = std::ranges::find_if(
+        gguf.tensors, [&](const GgufTensor& tensor) { return tensor.name.ends_with(ending); });
+    const std::int64_t count = config[std::string(architecture.shared_key)].get<std::int64_t>();
+    if (gate != gguf.tensors.end() && count > 0 && !gate->shape.empty() && gate->shape[0] % count == 0)
+      config["moe_shared_expert_intermediate_size"] = gate->shape[0] / count;
   }
   if (keys.Has("expert_weights_scale")) {
     EM_ASSIGN_OR_RETURN(const double scale, keys.Number("expert_weights_scale"));
     if (scale != 0) config["routed_scaling_factor"] = scale;  // 0: not scaled
   }
   const bool sigmoid = architecture.gating == GgufGating::kSigmoid;
+  if (type == "bailing_moe" && config.contains("routed_scaling_factor") &&
+      config["routed_scaling_factor"] != 1)
+    return Fail(ErrorCode::kUnimplemented, "{}.expert_weights_scale={} (supported: 1)", architecture.name,
+                Shown(config["routed_scaling_factor"]));
   if (architecture.name != "deepseek2") return {};
   config["scoring_func"] = sigmoid ? "sigmoid" : "softmax";
   config["topk_method"] = sigmoid ? "noaux_tc" : config["n_group"] != 1 ? "group_limited_greedy" : "greedy";
@@ -190,8 +224,7 @@ Status ReadExperts(const Keys& keys, const GgufArchitecture& architecture, std::
     EM_ASSIGN_OR_RETURN(config["shared_expert_intermediate_size"],
                         keys.Int("expert_shared_feed_forward_length"));
   }
-  if (architecture.experts_key == "n_routed_experts")
-    EM_RETURN_IF_ERROR(ReadRouting(keys, architecture, config));
+  if (!architecture.shared_key.empty()) EM_RETURN_IF_ERROR(ReadRouting(keys, architecture, gguf, config));
   // Layers that have a dense network of their own.
   std::unordered_set<std::string_view> names;
   for (const GgufTensor& tensor : gguf.tensors) names.insert(tensor.name);
@@ -246,6 +279,11 @@ Expected<Json> GgufConfig(const Gguf& gguf) {
   EM_RETURN_IF_ERROR(ReadAttention(keys, gguf, config));
   if (experts > 0) EM_RETURN_IF_ERROR(ReadExperts(keys, *architecture, experts, gguf, layers, config));
   config["eos_token_id"] = TurnEnds(gguf);
+  // What metadata leave out is not there, whatever a config.json without the key would mean.
+  EM_ASSIGN_OR_RETURN(const Family* family, FindFamily(architecture->model_type));
+  const Json defaults = family->Defaults();
+  for (const auto& [key, unused] : defaults.items())
+    if (!config.contains(key)) config[key] = nullptr;
   return config;
 }
 

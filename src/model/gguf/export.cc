@@ -42,7 +42,8 @@ std::uint32_t FileType(Encoding encoding) {
 }
 
 bool IsMatrix(TensorRole role, const std::vector<std::int64_t>& shape) {
-  return shape.size() == 2 && role != TensorRole::kRouter && role != TensorRole::kSharedMix;
+  return shape.size() == 2 && role != TensorRole::kRouter && role != TensorRole::kSharedMix &&
+         role != TensorRole::kRouterCorrection;
 }
 
 // The tensors of one entry of the file: one, or an expert's matrix of each expert in their order.
@@ -125,16 +126,25 @@ class Exporter {
     count("expert_count", spec.moe.experts);
     count("expert_used_count", spec.moe.top_k);
     if (!architecture_.width_is_experts) count("expert_feed_forward_length", spec.moe.expert_width);
-    if (spec.moe.shared_width > 0) count("expert_shared_feed_forward_length", spec.moe.shared_width);
+    const Json config = (*FindFamily(spec.family))->Config(spec);
+    const auto number = [&](std::string_view key) {
+      return key.empty() ? 0 : config.value(std::string(key), Json(0)).get<int>();
+    };
+    const int shared = number(architecture_.shared_key);
+    if (spec.moe.shared_width > 0)  // of Ling's one
+      count("expert_shared_feed_forward_length",
+            architecture_.fused_qkv ? spec.moe.shared_width / shared : spec.moe.shared_width);
     writer_.Add(arch + ".expert_weights_norm", spec.moe.renormalize);
     count("expert_gating_func", static_cast<int>(architecture_.gating));
-    if (architecture_.experts_key != "n_routed_experts") return;
-    count("expert_shared_count", spec.moe.shared_width / spec.moe.expert_width);
+    if (architecture_.shared_key.empty()) return;
+    count("expert_shared_count", shared);
+    if (config.contains("moe_layer_interval"))
+      count("interleave_moe_layer_step", number("moe_layer_interval"));
+    count("leading_dense_block_count", number(architecture_.dense_key));
+    writer_.Add(arch + ".expert_weights_scale", spec.moe.scaling);
+    if (!config.contains("n_group")) return;
     count("expert_group_count", spec.moe.groups);
     count("expert_group_used_count", spec.moe.chosen_groups);
-    writer_.Add(arch + ".expert_weights_scale", spec.moe.scaling);
-    const auto moe = std::ranges::find(spec.layers, true, &core::LayerSpec::moe);
-    count("leading_dense_block_count", static_cast<int>(moe - spec.layers.begin()));
   }
 
   void AddRope(const std::string& arch) {
@@ -177,18 +187,32 @@ class Exporter {
     std::map<std::pair<TensorRole, int>, std::vector<const TensorSource*>> stacks;
     for (const TensorSource& source : checkpoint_.tensors)
       stacks[{source.tensor.role, source.tensor.layer}].push_back(&source);
+    if (architecture_.fused_qkv) {
+      const auto fuse = [&](TensorRole q, TensorRole k, TensorRole v) {
+        for (int layer = 0; layer < checkpoint_.spec.LayerCount(); ++layer)
+          for (const TensorRole role : {k, v})
+            if (auto part = stacks.extract(std::pair(role, layer)); !part.empty())
+              stacks[{q, layer}].push_back(part.mapped()[0]);
+      };
+      fuse(TensorRole::kQ, TensorRole::kK, TensorRole::kV);
+      fuse(TensorRole::kQBias, TensorRole::kKBias, TensorRole::kVBias);
+    }
     for (auto& [key, parts] : stacks) {
       if (key.first == TensorRole::kKvUp) {
         AddLatents(parts);
         continue;
       }
-      std::ranges::sort(parts, {}, [](const TensorSource* source) { return source->tensor.expert; });
+      std::ranges::stable_sort(parts, {}, [](const TensorSource* source) { return source->tensor.expert; });
       const TensorName& first = parts[0]->tensor;
-      const std::string name = GgufTensorName(architecture_, first.role, first.layer);
+      const bool fused = !OfExpert(first.role) && parts.size() > 1;
+      const std::string name = fused ? GgufFusedName(first.role, first.layer)
+                                     : GgufTensorName(architecture_, first.role, first.layer);
       if (name.empty()) return Fail(ErrorCode::kUnimplemented, "tensor {} has no name in GGUF", first.name);
       std::vector<std::int64_t> shape = first.shape;
+      if (first.role == TensorRole::kRouterCorrection) shape = {shape.back()};  // ERNIE has one row of it
       Encoding encoding = IsMatrix(first.role, shape) ? options_.encoding : Encoding::kF32;
       if (shape.back() % BlockValues(encoding) != 0) encoding = Encoding::kF16;
+      for (std::size_t i = 1; fused && i < parts.size(); ++i) shape[0] += parts[i]->tensor.shape[0];
       if (OfExpert(first.role)) shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
       writer_.AddTensor(name, std::move(shape), encoding);
       parts_.push_back({key.first, std::move(parts)});
@@ -348,6 +372,7 @@ Expected<ExportedGguf> ExportGguf(const ExportGgufOptions& options) {
   if (architecture == nullptr)
     return Fail(ErrorCode::kUnimplemented, "{}: family {} cannot be written as GGUF (supported: {})",
                 options.directory.string(), checkpoint.spec.family, GgufArchitectureNames());
+  checkpoint.spec.head_norm = false;  // its final norm is read with that in it
   return Exporter(options, std::move(checkpoint), *architecture).Run();
 }
 

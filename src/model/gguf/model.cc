@@ -49,6 +49,20 @@ Expected<StoredTensor> Take(const GgufTensor& tensor, const TensorName& name, bo
   return out;
 }
 
+// q, k and v in one tensor: rows of q, then of k, then of v.
+std::int64_t FirstFusedRow(TensorRole role, const core::AttentionSpec& a) {
+  if (role == TensorRole::kQ || role == TensorRole::kQBias) return 0;
+  const bool k = role == TensorRole::kK || role == TensorRole::kKBias;
+  return std::int64_t{a.heads + (k ? 0 : a.kv_heads)} * a.head_dim;
+}
+
+Status CheckFused(const GgufTensor& tensor, const core::ModelSpec& spec, const Gguf& gguf) {
+  if (!tensor.shape.empty() && tensor.shape[0] == spec.attention.QkvRows()) return {};
+  return Fail(ErrorCode::kInvalidArgument, "reading {}: tensor {}: shape=[{}] (expected {} rows)",
+              gguf.files[tensor.file].string(), tensor.name, fmt::join(tensor.shape, ", "),
+              spec.attention.QkvRows());
+}
+
 }  // namespace
 
 std::vector<TensorName> GgufNeeded(const Gguf& gguf, const core::ModelSpec& spec,
@@ -97,11 +111,25 @@ Expected<TensorIndex> GgufIndex(const Gguf& gguf, const core::ModelSpec& spec,
       at = by_name.find(GgufExpertName(*architecture, name.role, name.layer, name.expert));
       stacked = false;
     }
+    std::uint32_t first = 0;
+    if (at == by_name.end() && architecture->fused_qkv) {
+      at = by_name.find(GgufFusedName(name.role, name.layer));
+      if (at != by_name.end()) {
+        EM_RETURN_IF_ERROR(CheckFused(*at->second, spec, gguf));
+        first = static_cast<std::uint32_t>(FirstFusedRow(name.role, spec.attention));
+      }
+    }
     if (at == by_name.end())
       return Fail(ErrorCode::kInvalidArgument,
                   "tensor {} for {} of shape [{}] is not in {}; is the download complete?", stored, name.name,
                   fmt::join(name.shape, ", "), gguf.files[0].string());
     EM_ASSIGN_OR_RETURN(StoredTensor tensor, Take(*at->second, name, stacked, *architecture, spec, gguf));
+    if (tensor.shape != name.shape && at->first.find("attn_qkv") != at->first.npos) {
+      tensor.data.bytes = tensor.data.bytes / static_cast<std::uint64_t>(tensor.shape[0]) *
+                          static_cast<std::uint64_t>(name.shape[0]);
+      tensor.data.order.first = first;
+      tensor.shape = name.shape;
+    }
     index.tensors.push_back(std::move(tensor));
     used.insert(at->first);
     modules.insert(ModuleOf(at->first));

@@ -10,21 +10,25 @@ namespace elasticmoe::model {
 namespace {
 
 constexpr std::string_view kNorm = "ffn_norm.weight", kPostNorm = "post_attention_norm.weight";
+constexpr std::string_view kShared = "n_shared_experts", kDense = "first_k_dense_replace";
 constexpr auto kSoftmax = GgufGating::kSoftmax, kSigmoid = GgufGating::kSigmoid;
 
 // clang-format off
-constexpr std::array<GgufArchitecture, 11> kArchitectures = {{
-    {"qwen3moe",  "qwen3_moe",   true,  "num_experts",       "moe_intermediate_size", false, true,  false, kSoftmax, kNorm},
-    {"qwen2moe",  "qwen2_moe",   true,  "num_experts",       "moe_intermediate_size", false, false, false, kSoftmax, kNorm},
-    {"llama",     "mixtral",     true,  "num_local_experts", "intermediate_size",     true,  true,  true,  kSoftmax, kNorm},
-    {"olmoe",     "olmoe",       true,  "num_experts",       "intermediate_size",     true,  false, false, kSoftmax, kNorm},
-    {"deepseek2", "deepseek_v2", true,  "n_routed_experts",  "moe_intermediate_size", false, false, false, kSoftmax, kNorm},
-    {"deepseek2", "deepseek_v3", true,  "n_routed_experts",  "moe_intermediate_size", false, true,  false, kSigmoid, kNorm},
-    {"glm4moe",   "glm4_moe",    true,  "n_routed_experts",  "moe_intermediate_size", false, true,  false, kSigmoid, kPostNorm},
-    {"gpt-oss",   "gpt_oss",     true,  "num_local_experts", "intermediate_size",     false, true,  false, GgufGating::kSoftmaxOfChosen, kPostNorm},
-    {"llama",     "llama",       false, "",                  "",                      false, false, true,  kSoftmax, kNorm},
-    {"qwen3",     "qwen3",       false, "",                  "",                      false, false, false, kSoftmax, kNorm},
-    {"qwen2",     "qwen2",       false, "",                  "",                      false, false, false, kSoftmax, kNorm},
+constexpr std::array<GgufArchitecture, 14> kArchitectures = {{
+    {"qwen3moe",     "qwen3_moe",      true,  "num_experts",       "moe_intermediate_size", false, true,  false, kSoftmax, kNorm},
+    {"qwen2moe",     "qwen2_moe",      true,  "num_experts",       "moe_intermediate_size", false, false, false, kSoftmax, kNorm},
+    {"llama",        "mixtral",        true,  "num_local_experts", "intermediate_size",     true,  true,  true,  kSoftmax, kNorm},
+    {"olmoe",        "olmoe",          true,  "num_experts",       "intermediate_size",     true,  false, false, kSoftmax, kNorm},
+    {"deepseek2",    "deepseek_v2",    true,  "n_routed_experts",  "moe_intermediate_size", false, false, false, kSoftmax, kNorm, kShared, kDense},
+    {"deepseek2",    "deepseek_v3",    true,  "n_routed_experts",  "moe_intermediate_size", false, true,  false, kSigmoid, kNorm, kShared, kDense},
+    {"glm4moe",      "glm4_moe",       true,  "n_routed_experts",  "moe_intermediate_size", false, true,  false, kSigmoid, kPostNorm, kShared, kDense},
+    {"bailingmoe",   "bailing_moe",    true,  "num_experts",       "moe_intermediate_size", false, false, true,  kSoftmax, kNorm, "num_shared_experts", kDense},
+    {"bailingmoe2",  "bailing_moe_v2", true,  "num_experts",       "moe_intermediate_size", false, true,  false, kSigmoid, kNorm, "num_shared_experts", kDense, true},
+    {"ernie4_5-moe", "ernie4_5_moe",   true,  "moe_num_experts",   "moe_intermediate_size", false, true,  false, kSoftmax, kNorm, "moe_num_shared_experts", "moe_layer_start_index"},
+    {"gpt-oss",      "gpt_oss",        true,  "num_local_experts", "intermediate_size",     false, true,  false, GgufGating::kSoftmaxOfChosen, kPostNorm},
+    {"llama",        "llama",          false, "",                  "",                      false, false, true,  kSoftmax, kNorm},
+    {"qwen3",        "qwen3",          false, "",                  "",                      false, false, false, kSoftmax, kNorm},
+    {"qwen2",        "qwen2",          false, "",                  "",                      false, false, false, kSoftmax, kNorm},
 }};
 // clang-format on
 
@@ -66,6 +70,12 @@ constexpr NameRow kNames[] = {{TensorRole::kEmbedding, "token_embd.weight"},
                               {TensorRole::kSharedUp, "ffn_up_shexp.weight"},
                               {TensorRole::kSharedDown, "ffn_down_shexp.weight"},
                               {TensorRole::kSharedMix, "ffn_gate_inp_shexp.weight"},
+                              {TensorRole::kDenseGateBias, "ffn_gate.bias"},
+                              {TensorRole::kDenseUpBias, "ffn_up.bias"},
+                              {TensorRole::kDenseDownBias, "ffn_down.bias"},
+                              {TensorRole::kSharedGateBias, "ffn_gate_shexp.bias"},
+                              {TensorRole::kSharedUpBias, "ffn_up_shexp.bias"},
+                              {TensorRole::kSharedDownBias, "ffn_down_shexp.bias"},
                               {TensorRole::kExpertGate, "ffn_gate_exps.weight"},
                               {TensorRole::kExpertUp, "ffn_up_exps.weight"},
                               {TensorRole::kExpertDown, "ffn_down_exps.weight"},
@@ -109,6 +119,21 @@ std::string GgufArchitectureNames() {
 std::string GgufTensorName(const GgufArchitecture& architecture, TensorRole role, int layer) {
   const std::string_view name = NameOfRole(architecture, role);
   return layer < 0 || name.empty() ? std::string(name) : fmt::format("blk.{}.{}", layer, name);
+}
+
+std::string GgufFusedName(TensorRole role, int layer) {
+  switch (role) {
+    case TensorRole::kQ:
+    case TensorRole::kK:
+    case TensorRole::kV:
+      return fmt::format("blk.{}.attn_qkv.weight", layer);
+    case TensorRole::kQBias:
+    case TensorRole::kKBias:
+    case TensorRole::kVBias:
+      return fmt::format("blk.{}.attn_qkv.bias", layer);
+    default:
+      return {};
+  }
 }
 
 std::string GgufExpertName(const GgufArchitecture& architecture, TensorRole role, int layer, int expert) {

@@ -25,6 +25,10 @@ struct GgufArchitecture {
   bool rotary_pairs;                  // rows of q and k are ordered for rotation of neighbours (RowOrder)
   GgufGating gating;                  // where expert_gating_func is missing; another one is another row's
   std::string_view mlp_norm;          // name of the norm before the MLP
+  // config.json's keys of what some families alone have; empty where this one has not.
+  std::string_view shared_key = {};  // of the number of shared experts
+  std::string_view dense_key = {};   // of the number of dense layers before the first MoE layer
+  bool fused_qkv = false;            // q, k and v are one tensor
 };
 
 // nullptr where the architecture is not known here. `gating` 0: the file does not say.
@@ -37,6 +41,9 @@ std::string GgufArchitectureNames();
 // "blk.3.attn_q.weight"; for an expert's matrix that of the stack of all experts, "blk.3.ffn_up_exps.weight".
 // "" where it has no name that is known here.
 std::string GgufTensorName(const GgufArchitecture& architecture, TensorRole role, int layer);
+
+// "blk.3.attn_qkv.weight", or .bias
+std::string GgufFusedName(TensorRole role, int layer);
 
 // "blk.3.ffn_up.5.weight": how older files name an expert's matrix on its own.
 std::string GgufExpertName(const GgufArchitecture& architecture, TensorRole role, int layer, int expert);

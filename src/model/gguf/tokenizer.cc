@@ -41,7 +41,10 @@ constexpr std::string_view kDeepseekWords =
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "
     "?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
-constexpr std::array<PreRow, 13> kPre = {
+constexpr std::string_view kBailing =
+    R"('(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+)";
+
+constexpr std::array<PreRow, 15> kPre = {
     {{"qwen2", {kQwen2}, true, false},
      {"deepseek-r1-qwen", {kQwen2}, false, false},
      {"llama-bpe", {kLlama3}, false, true},
@@ -49,6 +52,8 @@ constexpr std::array<PreRow, 13> kPre = {
      {"llama-v3", {kLlama3}, false, true},
      {"glm4", {kLlama3}, false, false},
      {"chatglm-bpe", {kLlama3}, false, false},
+     {"bailingmoe", {kBailing}, false, false},
+     {"bailingmoe2", {kBailing}, false, false},
      {"gpt-4o", {kO200k}, false, true},
      {"deepseek-v3", {R"(\p{N}{1,3})", "[一-龥぀-ゟ゠-ヿ]+", kDeepseekWords}, false, false},
      {"gpt-2", {}, false, false},

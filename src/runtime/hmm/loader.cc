@@ -17,6 +17,10 @@ namespace {
 // read, decoding and packing.
 constexpr std::uint64_t kSliceValues = 1 << 18;
 
+// The same of a matrix that is stored transposed, of which a few rows lie in pieces all over it: the experts
+// of most models in one read.
+constexpr std::uint64_t kTransposedValues = 1 << 22;
+
 // Rows of a tensor: the unit of reading and packing.
 struct Slice {
   std::size_t tensor = 0;
@@ -104,7 +108,8 @@ Expected<LoadReport> LoadWeights(const model::Checkpoint& checkpoint, const comp
     EM_CHECK(model::EncodedBytes(source.encoding, k) * n == source.bytes, "tensor={} bytes={}",
              source.tensor.name, source.bytes);
     // Whole panels, where a panel is not too much.
-    std::uint64_t most = std::max<std::uint64_t>(kSliceValues / k, 1);
+    const std::uint64_t values = source.order.columns > 0 ? kTransposedValues : kSliceValues;
+    std::uint64_t most = std::max<std::uint64_t>(values / k, 1);
     if (most > compute::kPanel) most -= most % compute::kPanel;
     for (std::uint64_t row = 0; row < n; row += most) {
       slices.push_back({i, row, std::min(most, n - row)});
