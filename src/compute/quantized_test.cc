@@ -83,6 +83,21 @@ TEST_P(EveryFormat, ZerosStayZerosAndRowsLeaveTheirNeighboursAlone) {
   EXPECT_EQ(after, w.Row(32));
 }
 
+TEST_P(EveryFormat, RowsPackedInPartsAreTheSameBytes) {
+  Rng rng(8);
+  for (const int k : {1, 63, 64, 130}) {
+    constexpr int kRows = 70;
+    const Matrix whole(rng, GetParam(), kRows, k);
+    for (const int part : {1, 5, 15, 16, 17, 33}) {
+      std::vector<std::byte> packed(whole.packed.size());
+      for (int row = 0; row < kRows; row += part)
+        PackRows(&whole.plain[std::size_t(row) * k], DType::kF32, row, std::min(part, kRows - row), k,
+                 packed.data(), GetParam());
+      ASSERT_EQ(whole.packed, packed) << "k=" << k << " part=" << part;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Quantized, EveryFormat, ::testing::Values(WeightFormat::kInt8, WeightFormat::kInt4),
                          [](const auto& info) {
                            return info.param == WeightFormat::kInt8 ? "int8" : "int4";
