@@ -18,6 +18,7 @@
 #include "cli/command.h"
 #include "cli/engine_flags.h"
 #include "compute/activation.h"
+#include "compute/attend_batch.h"
 #include "compute/forward.h"
 #include "compute/quantized_row.h"
 #include "compute/sampler.h"
@@ -249,13 +250,13 @@ class KernelBench {
                 next += blocks;
               }
               pool_.Run(pool_.Size(), [&](int thread) {
-                std::vector<compute::Query> queries(static_cast<std::size_t>(group));
+                compute::AttendBatch batch(kernels_, cache, 0, 0.1F);
                 for (int kv_head = 0; kv_head < layout.kv_heads; ++kv_head) {
+                  batch.Begin(tables[thread].data(), kv_head);
                   for (int i = 0; i < group; ++i) {
                     const std::size_t head = std::size_t(kv_head) * group + i;
-                    queries[i] = {&q[head * layout.head_dim], &out[thread][head * out_dim], tokens};
+                    batch.Add({&q[head * layout.head_dim], &out[thread][head * out_dim], tokens});
                   }
-                  kernels_.attend(cache, 0, kv_head, tables[thread].data(), queries.data(), group, 0.1F);
                 }
               });
             });
