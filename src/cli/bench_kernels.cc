@@ -18,7 +18,6 @@
 #include "cli/command.h"
 #include "cli/engine_flags.h"
 #include "compute/activation.h"
-#include "compute/attend_batch.h"
 #include "compute/forward.h"
 #include "compute/quantized_row.h"
 #include "compute/sampler.h"
@@ -250,14 +249,16 @@ class KernelBench {
                 next += blocks;
               }
               pool_.Run(pool_.Size(), [&](int thread) {
-                compute::AttendBatch batch(kernels_, cache, 0, 0.1F);
-                for (int kv_head = 0; kv_head < layout.kv_heads; ++kv_head) {
-                  batch.Begin(tables[thread].data(), kv_head);
-                  for (int i = 0; i < group; ++i) {
-                    const std::size_t head = std::size_t(kv_head) * group + i;
-                    batch.Add({&q[head * layout.head_dim], &out[thread][head * out_dim], tokens});
-                  }
-                }
+                std::vector<compute::Query> queries;
+                for (int head = 0; head < heads; ++head)
+                  queries.push_back({&q[std::size_t(head) * layout.head_dim],
+                                     &out[thread][std::size_t(head) * out_dim], tokens});
+                std::vector<compute::AttendUnit> units;
+                for (int kv_head = 0; kv_head < layout.kv_heads; ++kv_head)
+                  for (int i = 0; i < group; i += compute::kUnitQueries)
+                    units.push_back({tables[thread].data(), kv_head, &queries[kv_head * group + i],
+                                     std::min(compute::kUnitQueries, group - i)});
+                kernels_.attend(cache, 0, units.data(), static_cast<int>(units.size()), 0.1F);
               });
             });
   }
