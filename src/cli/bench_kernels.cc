@@ -255,7 +255,8 @@ class KernelBench {
                     const std::size_t head = std::size_t(kv_head) * group + i;
                     queries[i] = {&q[head * layout.head_dim], &out[thread][head * out_dim], tokens};
                   }
-                  kernels_.attend(cache, 0, kv_head, tables[thread].data(), queries.data(), group, 0.1F);
+                  const compute::AttendUnit unit{tables[thread].data(), kv_head, queries.data(), group};
+                  kernels_.attend(cache, 0, &unit, 1, 0.1F);
                 }
               });
             });
