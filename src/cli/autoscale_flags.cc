@@ -83,7 +83,8 @@ Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFla
   settings.policy.window_ns = static_cast<TimeNs>(flags.window_s * 1e9);
   // Until resizes were measured: ours waits for two steps, and for copies between domains at half of what
   // memory can do; others start an engine.
-  settings.policy.resize_s = flags.strategy == "cold-restart" ? 3.0 : 0.05;
+  settings.policy.resize_s = settings.policy.stopped_s = flags.strategy == "cold-restart" ? 3.0 : 0.05;
+  if (flags.strategy == "elastic") settings.policy.stopped_s = 0.01;
   if (engine.domain_per_device && flags.strategy != "cold-restart")
     settings.policy.resize_s += ShapeOf(replicas.Spec()).AllBytes() / 5e9;
   settings.policy.observe = flags.observe;

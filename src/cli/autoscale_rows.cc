@@ -115,7 +115,8 @@ AutoscaleRow MakeRow(const AutoscaleRun& run, const SloLimits& slo, const std::v
   ResizeRun gaps;  // the longest pause of the whole run, by the rules of `bench resize`
   gaps.load = run.load;
   row.worst_gap_ms = MakeRow(gaps, {}, slo, std::numeric_limits<TimeNs>::max() / 2).pause_ms;
-  row.resizes = static_cast<int>(run.decisions.size());
+  for (const Json& one : run.decisions)
+    ++(one.value("from", 0) == one.value("to", 0) ? row.rebalances : row.resizes);
   if (!bursts.empty())
     row.resizes_per_burst = static_cast<double>(row.resizes) / static_cast<double>(bursts.size());
   return row;
@@ -138,7 +139,8 @@ Json ToJson(const AutoscaleRow& row) {
           {"joules_per_token", row.joules_per_token},
           {"worst_gap_ms", row.worst_gap_ms},
           {"resizes", row.resizes},
-          {"resizes_per_burst", row.resizes_per_burst}};
+          {"resizes_per_burst", row.resizes_per_burst},
+          {"rebalances", row.rebalances}};
 }
 
 std::string ToTable(const std::vector<AutoscaleRow>& rows) {
@@ -155,8 +157,17 @@ std::string ToTable(const std::vector<AutoscaleRow>& rows) {
 }
 
 std::string AutoscaleHtml(const std::string& title, const std::vector<AutoscaleRun>& runs,
-                          const std::vector<AutoscaleRow>& rows, const SloLimits& slo) {
+                          const std::vector<AutoscaleRow>& rows, const SloLimits& slo,
+                          const std::vector<Burst>& bursts) {
+  double most_devices = 1;
+  for (const AutoscaleRun& run : runs)
+    for (const AutoscaleSample& sample : run.samples) most_devices = std::max(most_devices, sample.devices);
+  std::vector<std::pair<double, double>> shaded;
+  for (const Burst& burst : bursts) shaded.emplace_back(burst.from_s, burst.to_s);
   std::string out = CurvePageHead(title) + fmt::format("<pre>{}</pre>\n", HtmlEscaped(ToTable(rows)));
+  out +=
+      "<p><small>Shaded: bursts. Dashed: the limit of the SLO. By the second in which requests "
+      "came.</small></p>\n";
   for (const AutoscaleRun& run : runs) {
     out += fmt::format("<h2>{}</h2>\n", HtmlEscaped(run.name));
     const auto mean = [](const std::vector<const RequestResult*>& requests) {
@@ -166,18 +177,28 @@ std::string AutoscaleHtml(const std::string& title, const std::vector<AutoscaleR
       return count > 0 ? sum / count : 0;
     };
     const auto share = [&](const std::vector<const RequestResult*>& requests) {
-      return static_cast<double>(
+      return 100 *
+             static_cast<double>(
                  std::ranges::count_if(requests, [&](const auto* request) { return Met(*request, slo); })) /
              static_cast<double>(requests.size());
     };
-    out += SvgCurve("Arrivals a second", BySecond(run.load, 0, [](const auto& requests) {
-                      return static_cast<double>(requests.size()) / kCurveBinS;
-                    }));
-    out += SvgCurve("Devices", OfSamples(run, &AutoscaleSample::devices));
-    out += SvgCurve("Waiting requests", OfSamples(run, &AutoscaleSample::waiting));
-    out += SvgCurve("Running requests", OfSamples(run, &AutoscaleSample::running));
-    out += SvgCurve("Mean TTFT of those that came then, ms", BySecond(run.load, 0, mean));
-    out += SvgCurve("SLO attainment of those that came then", BySecond(run.load, 1, share));
+    const auto figure = [&](Curve curve) {
+      curve.shaded = shaded;
+      out += SvgCurve(curve);
+    };
+    out += "<div class=\"curves\">\n";
+    figure({"Arrivals", "requests/s", BySecond(run.load, 0, [](const auto& requests) {
+              return static_cast<double>(requests.size()) / kCurveBinS;
+            })});
+    figure({.label = "Devices",
+            .points = OfSamples(run, &AutoscaleSample::devices),
+            .steps = true,
+            .top = most_devices});
+    figure({"Requests that wait", "", OfSamples(run, &AutoscaleSample::waiting)});
+    figure({"Requests that run", "", OfSamples(run, &AutoscaleSample::running)});
+    figure({.label = "Mean TTFT", .unit = "ms", .points = BySecond(run.load, 0, mean), .limit = slo.ttft_ms});
+    figure({.label = "SLO attainment", .unit = "%", .points = BySecond(run.load, 100, share), .top = 100.0});
+    out += "</div>\n";
     out += "<ol>";
     for (const Json& one : run.decisions)
       out += fmt::format("<li>{:.1f} s: {} to {}: {}</li>\n", one.value("at_s", 0.0), one.value("from", 0),

@@ -25,7 +25,7 @@ struct AutoscaleRun {
   LoadResult load;
   std::vector<AutoscaleSample> samples;  // first: at the load's start; last: after its end
   bool joules_measured = false;          // else by the power model
-  Json decisions = Json::array();        // those of the server that changed the size, oldest first
+  Json decisions = Json::array();        // those of the server that were applied, oldest first
 };
 
 // Times in which requests come faster than usual, in seconds after the start, ascending.
@@ -46,6 +46,7 @@ struct AutoscaleRow {
   double joules_per_token = 0, device_s_per_request = 0;
   double worst_gap_ms = 0;  // longest time in which somebody waited and nobody got a token
   int resizes = 0;
+  int rebalances = 0;            // hot experts changed place, at the same size
   double resizes_per_burst = 0;  // 0 without any
 };
 
@@ -54,6 +55,7 @@ Json ToJson(const AutoscaleRow& row);
 std::string ToTable(const std::vector<AutoscaleRow>& rows);
 // Curves of arrivals, size, queue, TTFT and attainment over time, and why the size was changed.
 std::string AutoscaleHtml(const std::string& title, const std::vector<AutoscaleRun>& runs,
-                          const std::vector<AutoscaleRow>& rows, const SloLimits& slo);
+                          const std::vector<AutoscaleRow>& rows, const SloLimits& slo,
+                          const std::vector<Burst>& bursts);
 
 }  // namespace elasticmoe::cli

@@ -30,7 +30,8 @@ AutoscaleRun SomeRun() {
                        Request(12, 60, 6)};
   run.samples = {{.at_s = 0, .devices = 1, .device_s = 100, .joules = 7},
                  {.at_s = 13, .devices = 2, .device_s = 120, .joules = 47}};
-  run.decisions = Json::array({{{"at_s", 10.5}, {"from", 1}, {"to", 2}, {"reason", "a & b"}}});
+  run.decisions = Json::array({{{"at_s", 10.5}, {"from", 1}, {"to", 2}, {"reason", "a & b"}},
+                               {{"at_s", 12.0}, {"from", 2}, {"to", 2}, {"reason", "hot"}}});
   return run;
 }
 
@@ -45,6 +46,7 @@ TEST(AutoscaleRows, WhatIsCutOffHasMissedAndCostsAreOfTheRunAlone) {
   EXPECT_DOUBLE_EQ(40.0 / 44, row.joules_per_token);
   EXPECT_DOUBLE_EQ(4, row.device_s_per_request);
   EXPECT_EQ(1, row.resizes);
+  EXPECT_EQ(1, row.rebalances);
   EXPECT_DOUBLE_EQ(1, row.resizes_per_burst);
 }
 
@@ -71,16 +73,29 @@ TEST(AutoscaleRows, BurstsAreBinsWellAboveTheMedianAndCloseOnesAreOne) {
 
 TEST(AutoscaleRows, ThePageHasCurvesAndReasonsAndEscapesThem) {
   const AutoscaleRun run = SomeRun();
-  const std::string page = AutoscaleHtml("t", {run}, {MakeRow(run, {}, {})}, {});
+  const std::string page = AutoscaleHtml("t", {run}, {MakeRow(run, {}, {})}, {}, {{10, 12}});
   EXPECT_NE(std::string::npos, page.find("<h2>a &lt;run&gt;</h2>"));
   EXPECT_NE(std::string::npos, page.find("10.5 s: 1 to 2: a &amp; b"));
   EXPECT_NE(std::string::npos, page.find("Mean TTFT"));
 }
 
 TEST(SvgCurve, PointsAreScaledToTheirRange) {
-  const std::string figure = SvgCurve("x", {{0, 0}, {5, 10}, {10, 5}});
-  EXPECT_NE(std::string::npos, figure.find("points=\"0,110 0.0,110.0 450.0,0.0 900.0,55.0 900.0,110\""));
-  EXPECT_NE(std::string::npos, SvgCurve("x", {}).find("<polygon"));
+  const std::string figure = SvgCurve({.label = "x", .points = {{0, 0}, {5, 10}, {10, 5}}, .limit = 5});
+  EXPECT_NE(std::string::npos, figure.find("points=\"46.0,130 46.0,130.0 277.0,8.0 508.0,69.0 508.0,130\""))
+      << figure;
+  EXPECT_NE(std::string::npos, figure.find("class=\"limit\" d=\"M46 69.0H508\"")) << figure;
+  EXPECT_NE(std::string::npos, SvgCurve({.label = "none"}).find("<polygon"));
+}
+
+TEST(SvgCurve, AxesHaveRoundTicksAboveAllPoints) {
+  const std::string figure = SvgCurve({.label = "x", .unit = "ms", .points = {{0, 0}, {3600, 93}}});
+  for (const char* tick : {">0<", ">50<", ">100<", ">10 min<", ">60 min<", "[ms]"})
+    EXPECT_NE(std::string::npos, figure.find(tick)) << tick << "\n" << figure;
+}
+
+TEST(SvgCurve, AValueHoldsUntilTheNextWhereItIsANumberOfThings) {
+  const std::string figure = SvgCurve({.label = "x", .points = {{0, 0}, {5, 2}, {10, 2}}, .steps = true});
+  EXPECT_NE(std::string::npos, figure.find("46.0,130.0 277.0,130.0 277.0,8.0")) << figure;
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ const std::vector<Way> kWays{{"static-min", "off", "elastic"},
 struct Options {
   std::string model, trace;
   std::vector<std::string> runs;
-  double speed = 1, duration_s = 0, times = 0, peak = 1.3;
+  double speed = 1, duration_s = 0, times = 0, peak = 1.15;
   int max_tokens = 32, concurrency = 16;
   int min_devices = 1, max_devices = 2, threads_per_device = 1;
   double slo_ttft_ms = 0, slo_tpot_ms = 0, slo_attainment = 0.95, window_s = 4;
@@ -318,7 +318,7 @@ int Run(const Options& options) {
       options.json ? json.dump(2) + "\n" : fmt::format("\n{}\n\n{}", title, ToTable(rows));
   std::fwrite(shown.data(), 1, shown.size(), stdout);
   for (const auto& [file, text] : {std::pair(options.output, json.dump(2) + "\n"),
-                                   std::pair(options.html, AutoscaleHtml(title, runs, rows, slo))})
+                                   std::pair(options.html, AutoscaleHtml(title, runs, rows, slo, bursts))})
     if (!file.empty())
       if (Status written = WriteFile(file, text); !written) return Complain(kCommand, written.error());
   return 0;

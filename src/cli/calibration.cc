@@ -31,6 +31,7 @@ core::StepShape DecodeShape(const sim::ModelShape& model, int rows, int devices)
   const double busiest = std::ceil(static_cast<double>(rows) / devices);
   return {.devices = devices,
           .rows = busiest,
+          .expert_rows = static_cast<double>(rows) / devices,
           .experts = core::ExpertsTouched(model.experts, model.top_k, devices, rows) * model.moe_layers,
           .kv_bytes = busiest * (kPrompt + kOutput / 2.0) * model.kv_token_bytes};
 }
@@ -38,32 +39,52 @@ core::StepShape DecodeShape(const sim::ModelShape& model, int rows, int devices)
 core::StepShape PrefillShape(const sim::ModelShape& model, int rows, int devices) {
   return {.devices = devices,
           .rows = static_cast<double>(rows),
+          .expert_rows = static_cast<double>(rows) / devices,
           .experts = core::ExpertsTouched(model.experts, model.top_k, devices, rows) * model.moe_layers,
           .kv_bytes = rows * model.kv_token_bytes};
 }
 
-Status MeasureSteps(MeasuredServer& server, const sim::ModelShape& model, int devices, double& request_s,
+Status MeasureSteps(MeasuredServer& server, const sim::ModelShape& model, int devices,
                     std::vector<CalibrationPoint>& points,
                     const std::function<void(const std::string&)>& say) {
-  double eight = 0;
   for (const int rows : {1, 2, 4, 8, 16}) {
     say(fmt::format("{} device{}: decoding {} sequences", devices, devices == 1 ? "" : "s", rows));
     EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(kPrompt, kOutput, rows, std::max(4, 3 * rows)));
     const double seconds = MedianSeconds(report.tpot_ms);
-    if (rows == 8) eight = seconds;
-    points.push_back({fmt::format("decode, {} rows, {} devices", rows, devices),
+    points.push_back({fmt::format("decode, {} rows, {} devices", rows, devices), false,
                       DecodeShape(model, rows, devices), seconds});
   }
-  EM_ASSIGN_OR_RETURN(LoadReport short_prompts, server.Closed(8, 2, 1, 12));
-  if (devices == 1) request_s = std::max(0.0, MedianSeconds(short_prompts.ttft_ms) - eight);
-  for (const int rows : {64, 256}) {
+  for (const int rows : {8, 64, 256}) {
     say(fmt::format("{} device{}: a prompt of {}", devices, devices == 1 ? "" : "s", rows));
-    EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(rows, 2, 1, 8));
-    const double seconds = std::max(1e-6, MedianSeconds(report.ttft_ms) - request_s);
-    points.push_back({fmt::format("prompt, {} rows, {} devices", rows, devices),
-                      PrefillShape(model, rows, devices), seconds});
+    EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(rows, 2, 1, 12));
+    points.push_back({fmt::format("prompt, {} rows, {} devices", rows, devices), true,
+                      PrefillShape(model, rows, devices), MedianSeconds(report.ttft_ms)});
   }
   return {};
+}
+
+// The coefficients of a step, and what is left of the time to the first token of prompts: a request's own
+// part.
+void Fit(const sim::ModelShape& model, Calibration& out) {
+  constexpr int kPasses = 4;
+  double& request_s = out.profile.request_s;
+  const core::StepCost prior = sim::CostOf(out.profile, model);
+  const auto step_s = [&](const CalibrationPoint& one) {
+    return std::max(one.measured_s / 10, one.measured_s - (one.prompt ? request_s : 0));
+  };
+  for (int pass = 0; pass < kPasses; ++pass) {
+    core::StepCostLearner learner(prior);
+    for (int round = 0; round < kRounds; ++round)
+      for (const CalibrationPoint& one : out.points) learner.Observe(one.shape, step_s(one));
+    out.profile.measured = learner.cost();
+    Samples rest;
+    for (CalibrationPoint& one : out.points) {
+      one.fitted_s = learner.cost().Seconds(one.shape);
+      if (one.prompt) rest.Add(one.measured_s - one.fitted_s);
+    }
+    if (pass + 1 < kPasses) request_s = std::max(0.0, rest.Percentile(50));
+  }
+  for (CalibrationPoint& one : out.points) one.measured_s = step_s(one);
 }
 
 }  // namespace
@@ -187,7 +208,7 @@ Expected<Calibration> Calibrate(const CalibrationOptions& options,
         }
       }
     }
-    EM_RETURN_IF_ERROR(MeasureSteps(*server, model, devices, out.profile.request_s, out.points, say));
+    EM_RETURN_IF_ERROR(MeasureSteps(*server, model, devices, out.points, say));
   }
   if (!out.scaling_s.empty()) {
     // The first growth: it touches memory that later ones find ready, and a server rarely grows twice in a
@@ -197,11 +218,7 @@ Expected<Calibration> Calibrate(const CalibrationOptions& options,
                               : 0;
     out.profile.attach_s = std::max(0.0, out.scaling_s.front() - copied);
   }
-  core::StepCostLearner learner(sim::CostOf(out.profile, model));
-  for (int round = 0; round < kRounds; ++round)
-    for (const CalibrationPoint& one : out.points) learner.Observe(one.shape, one.measured_s);
-  out.profile.measured = learner.cost();
-  for (CalibrationPoint& one : out.points) one.fitted_s = learner.cost().Seconds(one.shape);
+  Fit(model, out);
   return out;
 }
 

@@ -48,6 +48,7 @@ class MeasuredServer {
 
 struct CalibrationPoint {
   std::string what;
+  bool prompt = false;  // measured as the time to the first token: a request's own part is taken off
   core::StepShape shape;
   double measured_s = 0;
   double fitted_s = 0;

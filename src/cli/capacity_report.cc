@@ -7,12 +7,11 @@
 namespace elasticmoe::cli {
 namespace {
 
-// One curve of [seconds, value], filled below.
 template <class Value>
-std::string Curve(std::string_view label, const std::vector<sim::CapacitySample>& samples, Value value) {
-  std::vector<std::pair<double, double>> points;
-  for (const auto& sample : samples) points.emplace_back(sample.at_s, static_cast<double>(value(sample)));
-  return SvgCurve(label, points);
+std::string Figure(Curve curve, const std::vector<sim::CapacitySample>& samples, Value value) {
+  for (const auto& sample : samples)
+    curve.points.emplace_back(sample.at_s, static_cast<double>(value(sample)));
+  return SvgCurve(curve);
 }
 
 double Seconds(const core::Decision& decision) {
@@ -73,16 +72,23 @@ Json CapacityJson(const std::vector<NamedRun>& runs) {
 
 std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& runs) {
   std::string out = CurvePageHead(title) + fmt::format("<pre>{}</pre>\n", HtmlEscaped(CapacityTable(runs)));
+  double most_devices = 1;
+  for (const auto& [name, r] : runs)
+    for (const auto& sample : r.samples) most_devices = std::max<double>(most_devices, sample.devices);
   for (const auto& [name, r] : runs) {
     out += fmt::format("<h2>{}</h2>\n", HtmlEscaped(name));
-    out += Curve("Arrivals a second", r.samples, [](const auto& s) { return s.arrivals; });
-    out += Curve("Devices", r.samples, [](const auto& s) { return s.devices; });
-    out += Curve("Waiting requests", r.samples, [](const auto& s) { return s.waiting; });
-    out += Curve("Running requests", r.samples, [](const auto& s) { return s.running; });
-    out += Curve("SLO attainment", r.samples, [](const auto& s) { return s.attainment; });
-    out += Curve("Worst TTFT, seconds", r.samples, [](const auto& s) { return s.worst_ttft_s; });
-    out += Curve("Output tokens a second", r.samples, [](const auto& s) { return s.output_tokens; });
-    out += "<ol>";
+    out += "<div class=\"curves\">\n";
+    out += Figure({"Arrivals", "requests/s"}, r.samples, [](const auto& s) { return s.arrivals; });
+    out += Figure({.label = "Devices", .steps = true, .top = most_devices}, r.samples,
+                  [](const auto& s) { return s.devices; });
+    out += Figure({"Requests that wait", ""}, r.samples, [](const auto& s) { return s.waiting; });
+    out += Figure({"Requests that run", ""}, r.samples, [](const auto& s) { return s.running; });
+    out += Figure({.label = "SLO attainment of the last window", .unit = "%", .top = 100.0}, r.samples,
+                  [](const auto& s) { return s.attainment * 100; });
+    out += Figure({"Worst TTFT", "s"}, r.samples,
+                  [](const auto& s) { return s.worst_ttft_s; });
+    out += Figure({"Output", "tokens/s"}, r.samples, [](const auto& s) { return s.output_tokens; });
+    out += "</div>\n<ol>";
     for (const auto& [d, ready_s, done_s] : r.resizes)
       out += fmt::format("<li>{:.0f} s: {} to {}, {:.1f} s: {}</li>\n", Seconds(d), d.from, d.to,
                          std::max(0.0, done_s - Seconds(d)), HtmlEscaped(d.reason));

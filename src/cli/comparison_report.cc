@@ -87,7 +87,7 @@ std::string ComparisonHtml(const std::string& title, const std::vector<std::stri
   std::string out =
       CurvePageHead(title) +
       "<style>td,th{padding:.2em .8em;text-align:right}td:first-child,th:first-child{text-align:left}"
-      "tr:nth-child(even){background:#f4f6f8}</style><table><tr>";
+      "tr:nth-child(even){background:var(--plot)}</style><table><tr>";
   for (const char* one : kHead) out += fmt::format("<th>{}</th>", one);
   out += "</tr>\n";
   for (const auto& row : Cells(rows)) {

@@ -112,7 +112,7 @@ Expected<Scenario> Read(const Json& json, const std::filesystem::path& file) {
                       ScenarioReader::Make(json, "scenario",
                                            {"name", "notes", "cluster", "model", "weight_bytes", "workload",
                                             "workloads", "slo", "engine", "faults", "min_devices",
-                                            "max_devices", "step_devices", "runs", "rows"}));
+                                            "max_devices", "step_devices", "window_s", "runs", "rows"}));
   const bool compares = reader.Has("rows");
   for (const char* key : {"cluster", "model", "workload", "slo", "runs"})
     if (!reader.Has(key) &&
@@ -142,6 +142,8 @@ Expected<Scenario> Read(const Json& json, const std::filesystem::path& file) {
                       reader.Int("max_devices", 1, common.cluster.devices, common.cluster.devices));
   EM_ASSIGN_OR_RETURN(common.policy.step_devices,
                       reader.Int("step_devices", 1, common.cluster.devices, common.cluster.tensor_parallel));
+  EM_ASSIGN_OR_RETURN(const double window_s, reader.Number("window_s", 0.25, 600, 10));
+  common.policy.window_ns = static_cast<TimeNs>(window_s * 1e9);
   if (compares) {
     EM_ASSIGN_OR_RETURN(scenario.rows, ReadRows(json, common, base));
     return scenario;

@@ -43,10 +43,12 @@ struct StepField {
   const char* key;
   double core::StepCost::*value;
 };
-constexpr std::array kStepFields = {
-    StepField{"fixed_s", &core::StepCost::fixed_s}, StepField{"row_s", &core::StepCost::row_s},
-    StepField{"expert_s", &core::StepCost::expert_s}, StepField{"kv_byte_s", &core::StepCost::kv_byte_s},
-    StepField{"peer_s", &core::StepCost::peer_s}};
+constexpr std::array kStepFields = {StepField{"fixed_s", &core::StepCost::fixed_s},
+                                    StepField{"row_s", &core::StepCost::row_s},
+                                    StepField{"expert_row_s", &core::StepCost::expert_row_s},
+                                    StepField{"expert_s", &core::StepCost::expert_s},
+                                    StepField{"kv_byte_s", &core::StepCost::kv_byte_s},
+                                    StepField{"peer_s", &core::StepCost::peer_s}};
 
 Expected<ClusterProfile> Read(const Json& json, const std::filesystem::path& base, int depth) {
   EM_ASSIGN_OR_RETURN(
@@ -87,10 +89,10 @@ Expected<ClusterProfile> Read(const Json& json, const std::filesystem::path& bas
                         reader.Number(field.key, field.positive ? 1e-9 : 0, 1e20, out.*field.value));
   }
   if (reader.Has("measured")) {
-    EM_ASSIGN_OR_RETURN(
-        const ScenarioReader measured,
-        ScenarioReader::Make(reader["measured"], "cluster.measured",
-                             {"model", "fixed_s", "row_s", "expert_s", "kv_byte_s", "peer_s"}));
+    EM_ASSIGN_OR_RETURN(const ScenarioReader measured,
+                        ScenarioReader::Make(reader["measured"], "cluster.measured",
+                                             {"model", "fixed_s", "row_s", "expert_row_s", "expert_s",
+                                              "kv_byte_s", "peer_s"}));
     core::StepCost cost;
     for (const StepField& field : kStepFields) {
       EM_ASSIGN_OR_RETURN(cost.*field.value, measured.Number(field.key, 0, 1e6));

@@ -64,6 +64,7 @@ Json ToJson(const Autoscaler::State& state) {
           {"step_cost",
            {{"fixed_s", state.cost.fixed_s},
             {"row_s", state.cost.row_s},
+            {"expert_row_s", state.cost.expert_row_s},
             {"expert_s", state.cost.expert_s},
             {"kv_byte_s", state.cost.kv_byte_s},
             {"peer_s", state.cost.peer_s}}},

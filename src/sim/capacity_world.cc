@@ -7,6 +7,7 @@ namespace elasticmoe::sim {
 namespace {
 
 constexpr double kNs = 1e9;
+constexpr double kTick = 0.25;     // seconds between two looks of the policy, as on the server
 constexpr double kPatience = 600;  // seconds without an arrival or an end: it will not end
 
 TimeNs Ns(double seconds) {
@@ -222,7 +223,7 @@ void CapacityWorld::StartSteps() {
     if (engine.instance->Stepping() || now_ < engine.stopped_until) continue;
     // Copies of a resize take memory bandwidth from the steps beside them; two engines on the same devices
     // take turns.
-    double slowdown = copying ? 1 + input_.cluster.link_bytes_s / input_.cluster.memory_bytes_s : 1;
+    double slowdown = copying ? SlowdownOfCopies(input_.cluster) : 1;
     if (SharesDevices(input_.strategy) && Stepping()) slowdown *= 2;
     std::vector<RequestId> failed;
     if (engine.instance->StartStep(now_, slowdown, failed))
@@ -288,7 +289,7 @@ Status CapacityWorld::Tick() {
                  .waiting = stats.waiting,
                  .waiting_prompt_tokens = stats.waiting == 0 ? 0 : std::max(0.0, waiting_tokens_)});
   Sample(stats);
-  next_tick_ = std::floor(now_) + 1;
+  next_tick_ = (std::floor(now_ / kTick) + 1) * kTick;
   return decision.apply ? Begin(std::move(decision)) : Status{};
 }
 
@@ -349,7 +350,11 @@ void CapacityWorld::Advance() {
 void CapacityWorld::Finish() {
   CapacityResize& resize = result_.resizes.back();
   resize.done_s = now_;
-  policy_.Resized(resize.decision.from, pending_->to, now_ - pending_->start);
+  const double seconds = now_ - pending_->start;
+  policy_.Resized({.from = resize.decision.from,
+                   .to = pending_->to,
+                   .seconds = seconds,
+                   .stopped_s = StoppedSeconds(input_.cluster, input_.strategy, seconds, pending_->copy_s)});
   pending_.reset();
 }
 

@@ -85,6 +85,7 @@ bool Instance::StartStep(double now_s, double slowdown, std::vector<RequestId>& 
     shape_.rows = std::max(shape_.rows, rows);
     shape_.kv_bytes = std::max(shape_.kv_bytes, kv * serving_.kv_token_bytes);
   }
+  shape_.expert_rows = all_rows / devices_;
   shape_.experts =
       core::ExpertsTouched(serving_.experts, serving_.top_k, devices_, all_rows) * serving_.moe_layers;
   seconds_ = cost_.Seconds(shape_);

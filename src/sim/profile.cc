@@ -133,14 +133,16 @@ ModelShape ShapeOf(const core::ModelSpec& model, double weight_bytes) {
   out.expert_bytes = static_cast<std::uint64_t>(expert * weight_bytes);
   out.shared_bytes = static_cast<std::uint64_t>(shared * weight_bytes);
   out.kv_token_bytes = 2.0 * cached * out.layers;
-  out.row_flops = 2 * (shared + expert * out.top_k * out.moe_layers);
+  out.expert_row_flops = 2 * expert * out.top_k * out.moe_layers;
+  out.row_flops = 2 * shared + out.expert_row_flops;
   return out;
 }
 
 core::StepCost CostOf(const ClusterProfile& cluster, const ModelShape& model) {
   if (cluster.measured) return *cluster.measured;
   return {.fixed_s = cluster.step_s + static_cast<double>(model.shared_bytes) / cluster.memory_bytes_s,
-          .row_s = model.row_flops / cluster.flops,
+          .row_s = (model.row_flops - model.expert_row_flops) / cluster.flops,
+          .expert_row_s = model.expert_row_flops / cluster.flops,
           .expert_s = static_cast<double>(model.expert_bytes) / cluster.memory_bytes_s,
           .kv_byte_s = 1 / cluster.memory_bytes_s,
           .peer_s = cluster.peer_s};

@@ -57,7 +57,8 @@ struct ModelShape {
   std::uint64_t expert_bytes = 0;  // one expert of one layer
   std::uint64_t shared_bytes = 0;  // all that is no routed expert
   double kv_token_bytes = 0;       // two bytes a value, all layers
-  double row_flops = 0;            // two a weight that a row visits, attention over its past not counted
+  // Two a weight that a row visits, attention over its past not counted: all, and those of its experts.
+  double row_flops = 0, expert_row_flops = 0;
 
   double AllExpertBytes() const { return static_cast<double>(expert_bytes) * experts * moe_layers; }
   double AllBytes() const { return static_cast<double>(shared_bytes) + AllExpertBytes(); }

@@ -129,6 +129,15 @@ double StartSeconds(const ClusterProfile& cluster, const ModelShape& model, int 
          cluster.warmup_layer_s * model.layers + cluster.kv_init_s + cluster.allocator_s;
 }
 
+double SlowdownOfCopies(const ClusterProfile& cluster) {
+  return 1 + cluster.link_bytes_s / cluster.memory_bytes_s;
+}
+
+double StoppedSeconds(const ClusterProfile& cluster, ResizeStrategy strategy, double seconds, double copy_s) {
+  if (strategy != ResizeStrategy::kElastic) return seconds;
+  return copy_s * (1 - 1 / SlowdownOfCopies(cluster));
+}
+
 Expected<ResizeCost> CostOfResize(const ClusterProfile& cluster, const ModelShape& model,
                                   ResizeStrategy strategy, int from, int to, int replica,
                                   const Without& without) {

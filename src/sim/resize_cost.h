@@ -58,4 +58,11 @@ double BootSeconds(const ClusterProfile& cluster, int devices);
 double LoadSeconds(const ClusterProfile& cluster, const ModelShape& model, int devices);
 double StartSeconds(const ClusterProfile& cluster, const ModelShape& model, int devices);
 
+// Steps beside copies of a resize take so many times as long: a link takes its share of memory bandwidth.
+double SlowdownOfCopies(const ClusterProfile& cluster);
+
+// How long of a resize of `seconds`, in `copy_s` of which copies run, serving in effect stood still. Other
+// strategies than ours hold back or refuse what comes, or leave the present size alone with the load.
+double StoppedSeconds(const ClusterProfile& cluster, ResizeStrategy strategy, double seconds, double copy_s);
+
 }  // namespace elasticmoe::sim

@@ -10,7 +10,7 @@ import unittest
 from server import BINARY, DEMO, ROOT, Server
 
 PROMPTS = [f"In the year {i} it came to pass that" for i in range(40)]
-TOKENS = 300
+TOKENS = 100
 SLO = ["--max-devices", "2", "--autoscale", "slo", "--slo-ttft", "2000", "--slo-attainment", "0.9", "--autoscale-window", "2"]
 
 
@@ -49,7 +49,7 @@ class Autoscale(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         with Server(devices=1) as server:
-            cls.wanted = [server.complete(p, max_tokens=TOKENS) for p in PROMPTS]
+            cls.wanted = in_parallel(server)
             # Alone, a request holds three times its own time a token on this machine; among forty it does not.
             seconds = []
             for _ in range(5):
@@ -67,7 +67,9 @@ class Autoscale(unittest.TestCase):
             while get(server, "/v1/autoscale")["devices"] != 2:
                 self.assertEqual(self.wanted, in_parallel(server))
                 self.assertLess(time.monotonic(), deadline)
-            await_that(lambda: get(server, "/v1/autoscale")["devices"] == 1)
+            # Twice the window, whatever the machine takes for a step or a resize; the rest is for a machine that is busy.
+            await_that(lambda: get(server, "/v1/autoscale")["devices"] == 1, 40)
+            self.assertLessEqual(len(self.changes(server)), 4)
             self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=TOKENS))
             grown, shrunk = self.changes(server)[0], self.changes(server)[-1]
             self.assertEqual((1, 2), (grown["from"], grown["to"]))
@@ -145,8 +147,7 @@ class Autoscale(unittest.TestCase):
             sleeper = threading.Thread(target=put_to_sleep)
             sleeper.start()
             try:
-                for i in range(40):
-                    prompt = i % len(PROMPTS)
+                for prompt in range(15):
                     self.assertEqual(self.wanted[prompt], server.complete(PROMPTS[prompt], max_tokens=TOKENS))
             finally:
                 stop.set()

@@ -116,6 +116,16 @@ TEST(HotExperts, TheyMoveOnceWhatIsLostExceedsTwoResizes) {
   EXPECT_FALSE(hot.Look(outlook, 2, 1, 0.8, 0.5).rebalance);  // counted anew
 }
 
+TEST(HotExperts, WhatComesBackAtOnceIsChanceAndNotChased) {
+  HotExperts hot;
+  const BalanceOutlook chance{.now = 1.05, .planned = 1, .rows_per_expert = 1000, .moves = 14};
+  int moved = 0;
+  for (int look = 0; look < 30; ++look) moved += hot.Look(chance, 2, 1, 1, 0).rebalance;
+  EXPECT_EQ(1, moved);
+  const BalanceOutlook hotter{.now = 1.5, .planned = 1, .rows_per_expert = 1000, .moves = 4};
+  EXPECT_TRUE(hot.Look(hotter, 2, 1, 1, 0).rebalance);
+}
+
 TEST(HotExperts, FewRowsOrLittleGainOrOneDeviceMoveNothing) {
   HotExperts hot;
   const BalanceOutlook good{.now = 2, .planned = 1, .rows_per_expert = 1000, .moves = 4};

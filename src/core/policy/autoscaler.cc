@@ -8,6 +8,8 @@ namespace {
 
 // One-sided 97.7 %: a load that is higher than this by chance alone is rare enough to be called new.
 constexpr double kSigmas = 2.0;
+// The highest of several windows is high by chance already.
+constexpr double kHighestSigmas = 1.0;
 constexpr TimeNs kSecond = 1'000'000'000;
 constexpr TimeNs kBin = kSecond / 4;
 constexpr TimeNs kKeep = 600 * kSecond;
@@ -80,11 +82,17 @@ Expected<Autoscaler> Autoscaler::Make(const AutoscalerOptions& o, const ServingS
   if (o.max_devices < o.step_devices) return bad("max_devices", o.max_devices, ">= step_devices");
   if (o.window_ns < kBin) return bad("window_ns", static_cast<double>(o.window_ns), ">= 0.25 s");
   if (!(o.resize_s >= 0)) return bad("resize_s", o.resize_s, ">= 0 seconds");
+  if (!(o.stopped_s >= 0)) return bad("stopped_s", o.stopped_s, ">= 0 seconds");
   return Autoscaler(o, shape, prior);
 }
 
 Autoscaler::Autoscaler(const AutoscalerOptions& options, const ServingShape& shape, const StepCost& prior)
-    : options_(options), shape_(shape), learner_(prior), load_(kBin, kKeep), resize_s_(options.resize_s) {
+    : options_(options),
+      shape_(shape),
+      learner_(prior),
+      load_(kBin, kKeep),
+      resize_s_(options.resize_s),
+      stopped_s_(options.stopped_s) {
   idle_device_s_.assign(Sizes().size(), 0.0);
 }
 
@@ -100,9 +108,10 @@ void Autoscaler::Ended(const RequestOutcome& outcome) {
   if (!outcome.failed && outcome.output_tokens > 0) load_.Finished(outcome.output_tokens);
 }
 
-void Autoscaler::Resized(int from, int to, double seconds) {
-  if (from == to || !std::isfinite(seconds) || seconds < 0) return;
-  resize_s_ = (resize_s_ + seconds) / 2;
+void Autoscaler::Resized(const ResizeOutcome& resize) {
+  if (resize.from == resize.to || !std::isfinite(resize.seconds) || resize.seconds < 0) return;
+  resize_s_ = (resize_s_ + resize.seconds) / 2;
+  stopped_s_ = (stopped_s_ + std::clamp(resize.stopped_s, 0.0, resize.seconds)) / 2;
   std::fill(idle_device_s_.begin(), idle_device_s_.end(), 0.0);
 }
 
@@ -116,14 +125,21 @@ double Autoscaler::SeenAttainment(TimeNs now) const {
   return all == 0 ? 1.0 : static_cast<double>(met) / all;
 }
 
-Forecast Autoscaler::At(int devices, const Load& load, double backlog) const {
-  return ForecastAt(learner_.cost(), shape_, load, options_.slo, devices, backlog);
+Forecast Autoscaler::At(int devices, const Load& load, double backlog, double running) const {
+  const Forecast clear = ForecastAt(learner_.cost(), shape_, load, options_.slo, devices, 0, running);
+  if (backlog <= 0 || !clear.stable) return clear;
+  // Over the next window: those who come until the backlog is gone wait behind it, the others do not.
+  Forecast out = ForecastAt(learner_.cost(), shape_, load, options_.slo, devices, backlog, running);
+  const double share =
+      std::min(1.0, (out.ttft_s - clear.ttft_s) * 1e9 / static_cast<double>(options_.window_ns));
+  out.attainment = share * out.attainment + (1 - share) * clear.attainment;
+  return out;
 }
 
-Forecast Autoscaler::Best(const Load& load, double backlog) const {
+Forecast Autoscaler::Best(const Load& load, double backlog, double running_now) const {
   std::optional<Forecast> best;
   for (const int n : Sizes()) {
-    const Forecast one = At(n, load, backlog);
+    const Forecast one = At(n, load, backlog, running_now);
     // Where no size holds anything, the one with the highest throughput shortens the queue soonest.
     if (!best || one.attainment > best->attainment ||
         (one.attainment == best->attainment && one.attainment <= 0 && one.tokens_s > best->tokens_s))
@@ -133,10 +149,15 @@ Forecast Autoscaler::Best(const Load& load, double backlog) const {
 }
 
 double Autoscaler::ResizeDeviceSeconds(int from, int to) const {
-  // There and back, all devices are busy with it at worst. If the load comes back, requests of one resize
-  // miss; a goal of 95 % says that a miss weighs as much as what 20 requests cost.
+  // If the load comes back, requests of one standstill miss; a goal of 95 % says that a miss weighs as much
+  // as what 20 requests cost.
   const double misses = 1 / std::max(1e-3, 1 - options_.slo.attainment);
-  return resize_s_ * std::max(from, to) * (2 + misses) * regret_;
+  return 2 * resize_s_ * std::abs(from - to) + stopped_s_ * std::max(from, to) * (2 + misses);
+}
+
+TimeNs Autoscaler::Payback(int from, int to) const {
+  const double seconds = ResizeDeviceSeconds(from, to) / std::abs(from - to);
+  return static_cast<TimeNs>(regret_ * std::max(seconds * 1e9, static_cast<double>(options_.window_ns)));
 }
 
 Decision Autoscaler::Tick(TimeNs now, const ServingState& state) {
@@ -155,7 +176,7 @@ Decision Autoscaler::Tick(TimeNs now, const ServingState& state) {
     const Load load = load_.Rising(now, options_.window_ns, kSigmas);
     decision.to = std::max(options_.step_devices, options_.min_devices);
     for (const int n : Sizes())
-      if (n > 0 && At(n, load, state.waiting_prompt_tokens).attainment >= options_.slo.attainment) {
+      if (n > 0 && At(n, load, state.waiting_prompt_tokens, 0).attainment >= options_.slo.attainment) {
         decision.to = n;
         break;
       }
@@ -176,8 +197,7 @@ Decision Autoscaler::Tick(TimeNs now, const ServingState& state) {
     last_change_ = now;
     if (decision.to < decision.from) {
       last_shrink_ = now;
-      payback_ns_ = static_cast<TimeNs>(ResizeDeviceSeconds(decision.from, decision.to) /
-                                        (decision.from - decision.to) * 1e9);
+      payback_ns_ = Payback(decision.from, decision.to);
       regret_ = std::max(1.0, regret_ / 2);
     } else if (last_shrink_ >= 0 && now - last_shrink_ < payback_ns_) {
       regret_ = std::min(16.0, regret_ * 4);  // the halving of the shrink that was wrong is taken back, too
@@ -218,10 +238,14 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
   const std::vector<int> sizes = Sizes();
   const double goal = options_.slo.attainment;
   // What is looked at for growing: long enough that the resize can answer it, as high as chance allows.
+  // A resize that takes little of the window that is looked at can wait until more has come: what runs and
+  // waits tells of it. One that takes long must cover what chance may bring meanwhile.
   const TimeNs horizon = std::max<TimeNs>(options_.window_ns, static_cast<TimeNs>(resize_s_ * 1e9));
-  const Load load = load_.Rising(now, horizon, kSigmas);
+  const double sigmas = kSigmas * std::min(1.0, resize_s_ * 1e9 / static_cast<double>(options_.window_ns));
+  const Load load = load_.Rising(now, horizon, sigmas);
   const double backlog = state.waiting_prompt_tokens;
-  const Forecast present = At(state.devices, load, backlog);
+  const double running = state.running;
+  const Forecast present = At(state.devices, load, backlog, running);
 
   const bool below = state.devices < options_.min_devices;
   if (below || (present.attainment < goal && state.devices > 0)) {
@@ -229,16 +253,20 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
     decision.forecasts.push_back(present);
     std::optional<Forecast> chosen;
     bool wider = false, faster = false;
+    // To a size that also holds what chance may bring, so that another resize does not follow; else to one
+    // that holds.
+    const Load upper = load_.Rising(now, horizon, kSigmas);
     for (const int n : sizes) {
       if (n <= state.devices) continue;
       wider = true;
-      const Forecast one = At(n, load, backlog);
+      const Forecast one = At(n, load, backlog, running);
       decision.forecasts.push_back(one);
       faster = faster || one.tokens_s > present.tokens_s || one.attainment > present.attainment;
-      if (one.attainment >= goal) {
-        chosen = one;
-        break;
-      }
+      if (one.attainment < goal) continue;
+      if (!chosen) chosen = one;
+      if (At(n, upper, backlog, running).attainment < goal) continue;
+      chosen = one;
+      break;
     }
     const auto told = [&](int n, double attainment) {
       return fmt::format(
@@ -266,7 +294,7 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
           fmt::format(" (goal {:.1f} %); no wider size has a higher throughput than {:.0f} tokens/s",
                       goal * 100, present.tokens_s);
     } else {
-      const Forecast best = Best(load, backlog);
+      const Forecast best = Best(load, backlog, running);
       decision.code = DecisionCode::kNoSizeHolds;
       // Narrower sizes are not taken while the goal is missed: the learned costs may be what is wrong.
       decision.to = std::max(best.devices, state.devices);
@@ -283,15 +311,15 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
                                 state.devices, goal * 100);
   for (std::size_t i = 0; i < sizes.size() && sizes[i] < state.devices; ++i) {
     const int n = sizes[i];
-    const double cost = ResizeDeviceSeconds(state.devices, n);
+    const double cost = regret_ * ResizeDeviceSeconds(state.devices, n);
     // The load that the smaller size must hold is the highest over the time in which a resize pays itself
-    // back.
-    const auto payback = static_cast<TimeNs>(cost / (state.devices - n) * 1e9);
-    const Load highest = load_.Highest(now, horizon, payback, kSigmas);
-    const Forecast one = At(n, highest, backlog);
+    // back, and over no less than a window: the load of a shorter one is mostly chance.
+    const TimeNs payback = Payback(state.devices, n);
+    const Load highest = load_.Highest(now, horizon, payback, kHighestSigmas);
+    const Forecast one = At(n, highest, backlog, running);
     const bool idle = n == 0
                           ? state.running == 0 && state.waiting == 0 && load_.SinceLastArrival(now) > horizon
-                          : one.attainment >= goal && state.running <= std::max(1.0, one.running * 2 + 4);
+                          : one.attainment >= goal && (last_change_ < 0 || now - last_change_ >= payback);
     idle_device_s_[i] = idle ? idle_device_s_[i] + tick_s * (state.devices - n) : 0;
     if (n + options_.step_devices >= state.devices || idle_device_s_[i] > 0)
       decision.forecasts.push_back(one);
@@ -299,9 +327,8 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
       decision.to = n;
       decision.code = n == 0 ? DecisionCode::kSleep : DecisionCode::kShrink;
       decision.reason = fmt::format(
-          "{} devices hold {:.2f} requests/s at {:.1f} % (goal {:.1f} %); {:.0f} idle device-seconds exceed "
-          "the {:.0f} of a "
-          "resize and back",
+          "{} devices hold {:.2f} requests/s at {:.1f} % (goal {:.1f} %); {:.1f} idle device-seconds exceed "
+          "the {:.1f} of a resize and back",
           n, highest.requests_s, one.attainment * 100, goal * 100, idle_device_s_[i], cost);
     }
   }

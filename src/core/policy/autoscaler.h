@@ -13,8 +13,10 @@
 //
 // Hysteresis of `slo` is a rent-or-buy rule: while a smaller size would do, the devices too many add up idle
 // device-seconds; once those exceed what shrinking and growing back would cost, the size shrinks to it. The
-// cost is in device-seconds, too: those of two resizes as measured, and those of the requests that would miss
-// their limits during one, weighed by what the goal says a miss is worth. No waiting time is set by hand.
+// cost is in device-seconds, too, and made of what resizes were measured to take: the devices that come and
+// go are paid without serving for as long as a resize lasts, the others serve on but for the time in which
+// steps stood still; those who miss their limits in that time weigh what the goal says a miss is worth.
+// The load that the smaller size must hold is the highest of at least one window before.
 //
 // Limits and manual commands win: after Hold() nothing is decided until Release(). In observe-only mode
 // decisions are made and told with `apply` false.
@@ -63,8 +65,17 @@ struct AutoscalerOptions {
   double threshold = 0.90;            // of `threshold` alone
   TimeNs window_ns = 10'000'000'000;  // of the attainment that is seen, and of the shortest look at the load
   bool observe = false;
-  // Before the first resize was measured: its seconds, and by how much of its device-seconds serving suffers.
+  // Before the first resize was measured: from command to end, and how long of that nothing was served.
   double resize_s = 2.0;
+  double stopped_s = 2.0;
+};
+
+// A resize that has ended.
+struct ResizeOutcome {
+  int from = 0, to = 0;
+  double seconds = 0;    // from the command to the size that serves
+  double stopped_s = 0;  // of these, how long nothing was served, or as long as it would have taken to serve
+                         // what was not
 };
 
 struct RequestOutcome {
@@ -104,7 +115,7 @@ class Autoscaler {
   void Arrived(TimeNs at, int prompt_tokens) { load_.Arrived(at, prompt_tokens); }
   void Ended(const RequestOutcome& outcome);
   void Stepped(const StepShape& shape, double seconds) { learner_.Observe(shape, seconds); }
-  void Resized(int from, int to, double seconds);  // a resize that this or another asked for has ended
+  void Resized(const ResizeOutcome& resize);  // asked for by this or another
 
   void Hold(std::string who) { held_by_ = std::move(who); }
   void Release() { held_by_.clear(); }
@@ -113,19 +124,21 @@ class Autoscaler {
   Decision Tick(TimeNs now, const ServingState& state);
 
   const StepCost& cost() const { return learner_.cost(); }
-  double resize_s() const { return resize_s_; }  // as measured
+  double resize_s() const { return resize_s_; }  // as measured, as is
+  double stopped_s() const { return stopped_s_; }
   const AutoscalerOptions& options() const { return options_; }
   double SeenAttainment(TimeNs now) const;
   // The best that any allowed size reaches under `load`.
-  Forecast Best(const Load& load, double backlog_tokens) const;
+  Forecast Best(const Load& load, double backlog_tokens, double running_now = 0) const;
 
  private:
   Autoscaler(const AutoscalerOptions& options, const ServingShape& shape, const StepCost& prior);
   std::vector<int> Sizes() const;
-  Forecast At(int devices, const Load& load, double backlog) const;
+  Forecast At(int devices, const Load& load, double backlog, double running) const;
   void DecideThreshold(TimeNs now, const ServingState& state, Decision& decision);
   void DecideSlo(TimeNs now, const ServingState& state, Decision& decision);
   double ResizeDeviceSeconds(int from, int to) const;  // there and back
+  TimeNs Payback(int from, int to) const;              // that many seconds of the devices saved are worth it
 
   AutoscalerOptions options_;
   ServingShape shape_;
@@ -133,7 +146,7 @@ class Autoscaler {
   LoadEstimator load_;
   std::deque<RequestOutcome> outcomes_;
   std::string held_by_;
-  double resize_s_ = 0;
+  double resize_s_ = 0, stopped_s_ = 0;
   TimeNs last_tick_ = -1;
   std::vector<double> idle_device_s_;  // by index in Sizes(): what that smaller size would have saved so far
   TimeNs last_change_ = -1;

@@ -31,12 +31,13 @@ double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& 
   return cost.Seconds(
       {.devices = devices,
        .rows = std::max(std::ceil(running / devices - 1e-9), running / devices) + prefill / devices,
+       .expert_rows = rows / devices,
        .experts = touched,
        .kv_bytes = running / devices * context * shape.kv_token_bytes});
 }
 
 Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load& load, const SloTarget& slo,
-                    int devices, double backlog_tokens) {
+                    int devices, double backlog_tokens, double running_now) {
   Forecast out{.devices = devices};
   if (devices <= 0) {
     out.stable = load.requests_s <= 0 && backlog_tokens <= 0;
@@ -55,10 +56,11 @@ Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load&
   const double most_running = std::min(limit, most_rows / (1.0 + prompt / outputs));
   const double most_rate = most_running / (outputs * std::max(step(most_running), 1e-12));
   out.tokens_s = most_rate * outputs;
-  if (load.requests_s <= 0 && backlog_tokens <= 0) {
+  if (load.requests_s <= 0 && backlog_tokens <= 0 && running_now <= 0) {
+    // Nobody comes, nobody misses: what a lone request would take says nothing of how many devices to keep.
     out.step_s = StepSeconds(cost, shape, load, devices, 1, 0);
     out.stable = true;
-    out.attainment = out.step_s <= slo.tpot_s ? 1 : 0;
+    out.attainment = 1;
     return out;
   }
   const double utilization = load.requests_s / most_rate;
@@ -88,8 +90,12 @@ Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load&
       (step(middle) <= slo.tpot_s ? fits : beyond) = middle;
     }
   }
-  const double tpot_share =
-      step(most_running) <= slo.tpot_s ? 1.0 : NormalShareBelow(fits, out.running, std::sqrt(out.running));
+  // Of the Poisson variance 2/3 are left in a mean over one life, after which the number has forgotten
+  // itself.
+  const double seen_running = std::max(out.running, running_now);
+  const double tpot_share = step(most_running) <= slo.tpot_s
+                                ? 1.0
+                                : NormalShareBelow(fits, seen_running, std::sqrt(seen_running * 2 / 3));
 
   // TTFT: prompt rows are served at the rate that steps leave them.
   const double free_rows = std::max(1.0, std::min<double>(most_rows - out.running, most_rows));
@@ -99,7 +105,8 @@ Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load&
   const double service_square = std::max(load.prompt_square, prompt * prompt) / (rows_s * rows_s);
   const double busy = std::min(0.999, std::max(load.requests_s * service_s, utilization));
   const double wait_s = load.requests_s * service_square / (2 * (1 - busy));
-  const double backlog_s = backlog_tokens / std::max(1.0, rows_s - load.requests_s * prompt);
+  const double backlog_s =
+      backlog_tokens / rows_s;  // first come, first served: later ones are not in its way
   // A chunk may be cut by the device's rows, and an arrival waits for the step that runs.
   const double chunk_steps = std::ceil(prompt / std::max(1.0, free_rows / devices));
   const double own_s =

@@ -2,9 +2,9 @@
 //
 // Steady state: each running sequence gets one token a step, so requests_s * output_tokens * t sequences run
 // while requests_s * prompt_tokens * t prompt rows come along, where t is what such a step costs: a fixed
-// point. The number of running sequences is Poisson (M/G/inf), which gives the spread of t and so the share
-// of TPOT; waiting for the first token is M/G/1 (Pollaczek-Khinchine mean, exponential tail), which gives the
-// share of TTFT.
+// point. The number of running sequences is Poisson (M/G/inf), and TPOT is a mean over a request's life,
+// which gives the share of TPOT; waiting for the first token is M/G/1 (Pollaczek-Khinchine mean, exponential
+// tail), which gives the share of TTFT. What runs and waits already counts where it is more.
 #pragma once
 
 #include "core/policy/load_estimator.h"
@@ -39,9 +39,10 @@ struct Forecast {
   bool stable = false;    // the queue does not grow
 };
 
-// `backlog_tokens`: prompt tokens that already wait, which new requests wait behind.
+// `backlog_tokens`: prompt tokens that already wait, which new requests wait behind. `running_now`: sequences
+// that run already.
 Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load& load, const SloTarget& slo,
-                    int devices, double backlog_tokens);
+                    int devices, double backlog_tokens, double running_now = 0);
 
 // Seconds of a step with `running` decode rows and `prefill` prompt rows over all devices.
 double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& load, int devices,

@@ -12,7 +12,8 @@ namespace {
 
 // By chance alone, counts of a mean of n rows differ by 1/sqrt(n): a tenth of that is left at a hundred.
 constexpr double kLeastRows = 100;
-constexpr double kLeastGain = 0.02;  // of the experts' time
+constexpr double kLeastGain = 0.02;   // of the experts' time
+constexpr double kRemembered = 0.99;  // a look: half of it is gone after two minutes
 
 }  // namespace
 
@@ -40,7 +41,12 @@ HotExperts::Advice HotExperts::Look(const BalanceOutlook& outlook, int devices, 
                                     double expert_share, double resize_s) {
   Advice advice;
   advice.cost_device_s = 2 * resize_s * devices;
-  const double gain = outlook.now > 0 ? 1 - outlook.planned / outlook.now : 0;
+  if (promised_ > 0 && outlook.rows_per_expert >= kLeastRows) {
+    unkept_ = std::max(unkept_, outlook.now - promised_);
+    promised_ = 0;
+  }
+  unkept_ *= kRemembered;
+  const double gain = outlook.now > 0 ? 1 - (outlook.planned + unkept_) / outlook.now : 0;
   if (devices < 2 || outlook.moves == 0 || outlook.rows_per_expert < kLeastRows || gain < kLeastGain)
     return advice;
   saved_device_s_ += busy_device_s * expert_share * gain;
@@ -51,7 +57,7 @@ HotExperts::Advice HotExperts::Look(const BalanceOutlook& outlook, int devices, 
       "device-seconds lost exceed the {:.2f} of two resizes",
       outlook.now, outlook.planned, outlook.moves, outlook.bytes_copied, saved_device_s_,
       advice.cost_device_s);
-  if (advice.rebalance) saved_device_s_ = 0;
+  if (advice.rebalance) saved_device_s_ = 0, promised_ = outlook.planned;
   return advice;
 }
 

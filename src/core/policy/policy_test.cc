@@ -13,7 +13,12 @@ namespace {
 using ::testing::HasSubstr;
 constexpr TimeNs kSecond = 1'000'000'000;
 
-const StepCost kCost{.fixed_s = 0.01, .row_s = 2e-4, .expert_s = 2e-5, .kv_byte_s = 1e-11, .peer_s = 2e-4};
+const StepCost kCost{.fixed_s = 0.01,
+                     .row_s = 1e-4,
+                     .expert_row_s = 1e-4,
+                     .expert_s = 2e-5,
+                     .kv_byte_s = 1e-11,
+                     .peer_s = 2e-4};
 const ServingShape kShape{.moe_layers = 10,
                           .experts = 64,
                           .top_k = 6,
@@ -22,17 +27,22 @@ const ServingShape kShape{.moe_layers = 10,
                           .max_running = 1024};
 
 TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
-  StepCostLearner learner(
-      {.fixed_s = 0.1, .row_s = 1e-3, .expert_s = 1e-4, .kv_byte_s = 1e-10, .peer_s = 1e-3});
+  StepCostLearner learner({.fixed_s = 0.1,
+                           .row_s = 1e-3,
+                           .expert_row_s = 1e-3,
+                           .expert_s = 1e-4,
+                           .kv_byte_s = 1e-10,
+                           .peer_s = 1e-3});
   Rng rng(1);
   for (int i = 0; i < 3000; ++i) {
     const StepShape shape{.devices = 2 + static_cast<int>(rng.Below(3)),
                           .rows = 1 + rng.Uniform() * 200,
+                          .expert_rows = 1 + rng.Uniform() * 100,
                           .experts = rng.Uniform() * 600,
                           .kv_bytes = rng.Uniform() * 1e9};
     learner.Observe(shape, kCost.Seconds(shape));
   }
-  const StepShape unseen{.devices = 8, .rows = 100, .experts = 80, .kv_bytes = 5e8};
+  const StepShape unseen{.devices = 8, .rows = 100, .expert_rows = 90, .experts = 80, .kv_bytes = 5e8};
   EXPECT_NEAR(learner.cost().Seconds(unseen) / kCost.Seconds(unseen), 1.0, 0.05);
 }
 
@@ -128,7 +138,7 @@ TEST(Autoscaler, RefusesOptionsByName) {
 struct Loop {
   Autoscaler policy;
   int devices;
-  double resize_s = 2;
+  double resize_s = 2, stopped_s = 0;
   std::vector<Decision> resizes;
   double device_s = 0;
   int met = 0, ended = 0;
@@ -167,6 +177,7 @@ struct Loop {
       }
       const StepShape shape{.devices = devices,
                             .rows = (running + prefill) / devices,
+                            .expert_rows = (running + prefill) / devices,
                             .experts = ExpertsTouched(64, 6, devices, running + prefill) * 10,
                             .kv_bytes = running / devices * 600 * 1e5};
       const double t = running + prefill > 0 ? kCost.Seconds(shape) : 0.05;
@@ -186,7 +197,7 @@ struct Loop {
         return true;
       });
       if (resize_end >= 0 && now >= resize_end) {
-        policy.Resized(from, to, resize_s);
+        policy.Resized({from, to, resize_s, stopped_s});
         devices = to;
         resize_end = -1;
       }
@@ -248,6 +259,60 @@ TEST(Autoscaler, ABurstTakesAtMostTwoResizesUpAndTwoDown) {
 
 ServingState At(int devices) {
   return {.devices = devices};
+}
+
+// Seconds of quiet after which a burst's size is given up, 300 = it is not.
+int QuietUntilShrink(Autoscaler policy, const ResizeOutcome& grown) {
+  for (int i = 0; i < 200; ++i) policy.Arrived(i * kSecond / 100, 500);
+  policy.Ended({2 * kSecond, 0.1, 0.01, 200});
+  policy.Resized(grown);
+  for (int second = 1; second < 300; ++second)
+    if (policy.Tick((second + 2) * kSecond, At(grown.to)).to < grown.to) return second;
+  return 300;
+}
+
+TEST(Autoscaler, AnElasticResizeOnASlowMachineDoesNotKeepTheDevices) {
+  AutoscalerOptions options = Options();
+  options.slo.attainment = 0.99;
+  options.max_devices = 2;
+  options.window_ns = 2 * kSecond;
+  options.resize_s = 0.05, options.stopped_s = 0.01;
+  const ResizeOutcome slow{.from = 1, .to = 2, .seconds = 4, .stopped_s = 0.02};
+  EXPECT_LE(QuietUntilShrink(*Autoscaler::Make(options, kShape, kCost), slow), 15);
+  // One that serves nothing for as long is another matter.
+  const ResizeOutcome standstill{.from = 1, .to = 2, .seconds = 4, .stopped_s = 4};
+  EXPECT_GT(QuietUntilShrink(*Autoscaler::Make(options, kShape, kCost), standstill), 60);
+}
+
+TEST(Autoscaler, QuietNeedsNoDeviceWhateverStepsAreThoughtToTake) {
+  AutoscalerOptions options = Options();
+  options.resize_s = options.stopped_s = 0.01;
+  StepCost slow = kCost;
+  slow.fixed_s = 10 * options.slo.tpot_s;
+  EXPECT_LE(QuietUntilShrink(*Autoscaler::Make(options, kShape, slow), {.from = 1, .to = 2, .seconds = 0.01}),
+            40);
+}
+
+TEST(Autoscaler, AShrinkThatWasTakenBackMakesTheNextOneWait) {
+  AutoscalerOptions options = Options();
+  options.resize_s = options.stopped_s = 0.01;
+  options.max_devices = 2;
+  options.window_ns = 4 * kSecond;
+  Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+  TimeNs now = 0;
+  const auto waited = [&] {
+    Decision grown;
+    for (int second = 0; second < 10 && grown.to != 2; ++second) {
+      for (int i = 0; i < 100; ++i) policy.Arrived(now += kSecond / 100, 500);
+      grown = policy.Tick(now, At(1));
+    }
+    EXPECT_EQ(2, grown.to) << grown.reason;
+    for (int second = 1; second < 300; ++second)
+      if (policy.Tick(now += kSecond, At(2)).to == 1) return second;
+    return 300;
+  };
+  const int first = waited();
+  EXPECT_GT(waited(), first + 4);
 }
 
 TEST(Autoscaler, ManualScalingWins) {

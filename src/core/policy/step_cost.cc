@@ -6,11 +6,12 @@
 namespace elasticmoe::core {
 namespace {
 
-std::array<double, 5> Terms(const StepShape& shape) {
-  return {1.0, shape.rows, shape.experts, shape.kv_bytes, static_cast<double>(shape.devices - 1)};
+std::array<double, 6> Terms(const StepShape& shape) {
+  return {1.0,           shape.rows,     shape.expert_rows,
+          shape.experts, shape.kv_bytes, static_cast<double>(shape.devices - 1)};
 }
-std::array<double, 5> Coefficients(const StepCost& cost) {
-  return {cost.fixed_s, cost.row_s, cost.expert_s, cost.kv_byte_s, cost.peer_s};
+std::array<double, 6> Coefficients(const StepCost& cost) {
+  return {cost.fixed_s, cost.row_s, cost.expert_row_s, cost.expert_s, cost.kv_byte_s, cost.peer_s};
 }
 
 }  // namespace
@@ -64,7 +65,8 @@ void StepCostLearner::Solve() {
       if (diagonal > 0) x[i] = std::max(0.0, rest / diagonal);
     }
   }
-  cost_ = {x[0] * scale_[0], x[1] * scale_[1], x[2] * scale_[2], x[3] * scale_[3], x[4] * scale_[4]};
+  for (int i = 0; i < kTerms; ++i) x[i] *= scale_[i];
+  cost_ = {x[0], x[1], x[2], x[3], x[4], x[5]};
 }
 
 double ExpertsTouched(int experts, int top_k, int devices, double rows) {

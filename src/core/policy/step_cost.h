@@ -1,10 +1,13 @@
 // What a step costs at a size, learned while serving. Pure; not thread-safe.
 //
-//   seconds = fixed + row * rows + expert * experts + kv * kv_bytes + peer * (devices - 1)
+//   seconds = fixed + row * rows + expert_row * expert_rows + expert * experts + kv * kv_bytes
+//             + peer * (devices - 1)
 //
-// rows, experts and kv_bytes are those of one device (the busiest: ranks move layer by layer together), so
-// one set of coefficients holds for all sizes and a size that never ran can be forecast. `peer` is what a
-// device more costs each step (barrier, dispatch); it is why widening can lower the throughput.
+// All are those of one device (the busiest: ranks move layer by layer together), so one set of coefficients
+// holds for all sizes and a size that never ran can be forecast. A sequence's rows are its own device's alone
+// but for their experts, which all devices compute: a long prompt alone is faster on two devices, though not
+// twice. `peer` is what a device more costs each step (barrier, dispatch); it is why widening can lower the
+// throughput.
 #pragma once
 
 #include <array>
@@ -13,14 +16,16 @@ namespace elasticmoe::core {
 
 struct StepShape {
   int devices = 1;
-  double rows = 0;      // of one device, decode and prefill
-  double experts = 0;   // (layer, expert) pairs whose weights one device reads
-  double kv_bytes = 0;  // that one device reads
+  double rows = 0;         // of one device, decode and prefill
+  double expert_rows = 0;  // of all devices, over their number
+  double experts = 0;      // (layer, expert) pairs whose weights one device reads
+  double kv_bytes = 0;     // that one device reads
 };
 
 struct StepCost {
   double fixed_s = 0;
   double row_s = 0;
+  double expert_row_s = 0;
   double expert_s = 0;
   double kv_byte_s = 0;
   double peer_s = 0;
@@ -40,7 +45,7 @@ class StepCostLearner {
   long long observed() const { return observed_; }
 
  private:
-  static constexpr int kTerms = 5;
+  static constexpr int kTerms = 6;
   static constexpr double kPriorSteps = 8;
   void Solve();
 

@@ -73,10 +73,15 @@ void Autoscaler::Learn(const ServingLog::Batch& since) {
       continue;
     }
     retry_wait_ = 0;
-    hot_experts_.Reset();
+    if (one.strategy != "rebalance") hot_experts_.Reset();
     const TimeNs end = one.serving.value_or(*one.finished);
-    policy_.Resized(static_cast<int>(one.from.size()), static_cast<int>(one.to.size()),
-                    static_cast<double>(end - one.started) * 1e-9);
+    // Ours serves on but for the longest gap between two steps; others refuse or hold back what comes.
+    const double seconds = static_cast<double>(end - one.started) * 1e-9;
+    const bool serves_on = one.strategy == "elastic";
+    policy_.Resized({.from = static_cast<int>(one.from.size()),
+                     .to = static_cast<int>(one.to.size()),
+                     .seconds = seconds,
+                     .stopped_s = serves_on ? static_cast<double>(one.longest_step_gap) * 1e-9 : seconds});
     if (one.strategy != "wake") continue;
     core::Decision woken{.at = one.started, .from = 0, .to = static_cast<int>(one.to.size()), .apply = true};
     woken.code = core::DecisionCode::kWake;

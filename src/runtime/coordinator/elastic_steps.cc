@@ -229,6 +229,7 @@ void ElasticEngine::NoteStep(const core::StepPlan& plan, double seconds) {
     shape.rows = std::max(shape.rows, rows);
     shape.kv_bytes = std::max(shape.kv_bytes, context * KvTokenBytes());
   }
+  shape.expert_rows = all_rows / shape.devices;
   const core::ModelSpec& spec = checkpoint_.spec;
   shape.experts =
       core::ExpertsTouched(spec.moe.experts, spec.moe.top_k, shape.devices, all_rows) * moe_layers_;
