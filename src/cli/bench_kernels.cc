@@ -123,7 +123,7 @@ class KernelBench {
     }
     const double seconds = Median(rounds);
     Json row = {{"name", name}, {"value", 1 / seconds}, {"unit", "calls/s"}, {"us", seconds * 1e6}};
-    if (work.operations > 0) row.update(RatesOf(work, seconds, limits_));
+    if (work.operations > 0 || work.bytes > 0) row.update(RatesOf(work, seconds, limits_));
     rows_.push_back(std::move(row));
   }
 
