@@ -234,9 +234,10 @@ Expected<AutoscaleRun> RunWay(const Options& options, const Way& way, const std:
   EM_ASSIGN_OR_RETURN(const Json state, CallJson(control, {.target = "/v1/autoscale"}));
   const double now_s = static_cast<double>(loop.Now() - origin) * 1e-9;
   for (const Json& one : state.value("decisions", Json::array())) {
-    if (!one.value("applied", false)) continue;
+    const double at_s = now_s - one.value("ago_s", 0.0);
+    if (!one.value("applied", false) || at_s < 0) continue;  // while it warmed up
     run.decisions.push_back(one);
-    run.decisions.back()["at_s"] = now_s - one.value("ago_s", 0.0);
+    run.decisions.back()["at_s"] = at_s;
   }
   return run;
 }
