@@ -65,7 +65,7 @@ AutoscalerSettings Settings(core::PolicyKind kind) {
   settings.policy.kind = kind;
   settings.policy.max_devices = 2;
   settings.policy.window_ns = 4 * kSecond;
-  settings.policy.resize_s = 0.01;
+  settings.policy.resize_s = settings.policy.stopped_s = 0.01;
   settings.hold_ns = 20 * kSecond;
   return settings;
 }
