@@ -85,8 +85,7 @@ std::string CapacityHtml(const std::string& title, const std::vector<NamedRun>& 
     out += Figure({"Requests that run", ""}, r.samples, [](const auto& s) { return s.running; });
     out += Figure({.label = "SLO attainment of the last window", .unit = "%", .top = 100.0}, r.samples,
                   [](const auto& s) { return s.attainment * 100; });
-    out += Figure({"Worst TTFT", "s"}, r.samples,
-                  [](const auto& s) { return s.worst_ttft_s; });
+    out += Figure({"Worst TTFT", "s"}, r.samples, [](const auto& s) { return s.worst_ttft_s; });
     out += Figure({"Output", "tokens/s"}, r.samples, [](const auto& s) { return s.output_tokens; });
     out += "</div>\n<ol>";
     for (const auto& [d, ready_s, done_s] : r.resizes)

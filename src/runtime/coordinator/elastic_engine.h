@@ -47,7 +47,7 @@ struct EngineOptions {
   std::filesystem::path model;
   // Abstract name of the HMM's socket: the same name finds the same HMM after a crash. One engine at a time.
   std::string hmm_socket;
-  int devices = 1;         // of the first placement; an adopted HMM's size wins
+  int devices = 1;  // of the first placement; an adopted HMM's size wins
   int max_devices = 1;
   int threads_per_device = 1;
   bool domain_per_device = false;
@@ -216,7 +216,7 @@ class ElasticEngine : public Engine {
   double kv_token_bytes_ = 0;
 
   mutable std::mutex instances_mutex_;  // guards what follows: two threads use it
-  std::optional<Listener> owner_;  // a name that tells another engine that hmm_socket is taken
+  std::optional<Listener> owner_;       // a name that tells another engine that hmm_socket is taken
   std::unique_ptr<HmmClient> hmm_;
   AttachedMemory memory_;
   std::unique_ptr<InstanceManager> instances_;
