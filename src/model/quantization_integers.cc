@@ -43,6 +43,19 @@ std::int64_t Groups(std::int64_t k, int group) {
   return group == 0 ? 1 : (k + group - 1) / group;
 }
 
+// `order` names the group of each of the `k` inputs (act order).
+Status JoinOrder(const Parts& parts, StoredTensor& order, const StoredTensor& scales, std::int64_t k,
+                 std::int64_t groups, BlockScales& block) {
+  EM_RETURN_IF_ERROR(Expect(parts.index, order, "I32", {k}, "one for each input"));
+  if (order.data.file != scales.data.file)
+    return Fail(ErrorCode::kUnimplemented, "{}: it is in another file than {} (supported: the same)",
+                Doing(parts.index, order), scales.name);
+  block.blocks = static_cast<std::uint32_t>(groups);
+  block.block_of_column = order.data.offset;
+  parts.join.Drop(order);
+  return {};
+}
+
 Expected<StoredTensor> JoinQweight(const Quantization& quantization, const Parts& parts) {
   const bool gptq = quantization.method == Quantization::Method::kGptq;
   const StoredTensor& words = parts.numbers;
@@ -79,15 +92,8 @@ Expected<StoredTensor> JoinQweight(const Quantization& quantization, const Parts
                  .add = gptq && quantization.stored_less_one ? 1 : 0,
                  .file = zeros->data.file,
                  .offset = zeros->data.offset};
-  if (StoredTensor* order = gptq ? parts.Find("g_idx") : nullptr; order != nullptr) {
-    EM_RETURN_IF_ERROR(Expect(parts.index, *order, "I32", {k}, "one for each input"));
-    if (order->data.file != scales->data.file)
-      return Fail(ErrorCode::kUnimplemented, "{}: it is in another file than {} (supported: the same)",
-                  Doing(parts.index, *order), scales->name);
-    block.blocks = static_cast<std::uint32_t>(groups);
-    block.block_of_column = order->data.offset;
-    parts.join.Drop(*order);
-  }
+  if (StoredTensor* order = gptq ? parts.Find("g_idx") : nullptr; order != nullptr)
+    EM_RETURN_IF_ERROR(JoinOrder(parts, *order, *scales, k, groups, block));
   parts.join.Drop(*zeros);
   parts.join.Drop(*scales);
   parts.join.Drop(words);
@@ -135,15 +141,8 @@ Status JoinScales(const Parts& parts, int bits, int offset, StoredTensor& out) {
                    .offset = zeros->data.offset};
     parts.join.Drop(*zeros);
   }
-  if (StoredTensor* order = parts.Find("weight_g_idx"); order != nullptr) {
-    EM_RETURN_IF_ERROR(Expect(parts.index, *order, "I32", {k}, "one for each input"));
-    if (order->data.file != scales->data.file)
-      return Fail(ErrorCode::kUnimplemented, "{}: it is in another file than {} (supported: the same)",
-                  Doing(parts.index, *order), scales->name);
-    block.blocks = static_cast<std::uint32_t>(groups);
-    block.block_of_column = order->data.offset;
-    parts.join.Drop(*order);
-  }
+  if (StoredTensor* order = parts.Find("weight_g_idx"); order != nullptr)
+    EM_RETURN_IF_ERROR(JoinOrder(parts, *order, *scales, k, groups, block));
   return {};
 }
 
