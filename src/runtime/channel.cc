@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <optional>
 
 namespace elasticmoe::runtime {
 namespace {
@@ -48,10 +49,16 @@ Status ReceiveAll(int fd, char* data, std::size_t size) {
   return {};
 }
 
-bool SameUser(int fd) {
+std::optional<ucred> PeerOf(int fd) {
   ucred peer{};
   socklen_t length = sizeof(peer);
-  return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == ::geteuid();
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return std::nullopt;
+  return peer;
+}
+
+bool SameUser(int fd) {
+  const auto peer = PeerOf(fd);
+  return peer && peer->uid == ::geteuid();
 }
 
 }  // namespace
@@ -62,6 +69,11 @@ Expected<std::pair<Channel, Fd>> Channel::Pair() {
     return Fail(ErrorCode::kResourceExhausted, "making a socket pair: {}", std::strerror(errno));
   ::fcntl(ends[1], F_SETFD, 0);
   return std::pair<Channel, Fd>(Channel(Fd(ends[0])), Fd(ends[1]));
+}
+
+int Channel::PeerPid() const {
+  const auto peer = PeerOf(socket_.get());
+  return peer ? peer->pid : -1;
 }
 
 Expected<Channel> Channel::Connect(const std::string& name) {

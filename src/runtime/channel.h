@@ -35,6 +35,7 @@ class Channel {
   static Expected<Channel> Connect(const std::string& name);
 
   int fd() const { return socket_.get(); }
+  int PeerPid() const;  // the process that listened on the name when this connected; -1 if not to be told
   explicit operator bool() const { return static_cast<bool>(socket_); }
   void Close() { socket_.Close(); }
 

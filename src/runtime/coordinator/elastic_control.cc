@@ -231,8 +231,7 @@ Status ElasticEngine::Commit(const core::Placement& placement) {
         EM_RETURN_IF_ERROR(CheckCommit(placement));
         UpdateKvBlocks();
         TakePlacement(placement);
-        StartMoves(scheduler_->Rebalance());
-        PublishSettled();
+        Rebalance();
         return {};
       },
       [&] { return CommitWithinStep(placement); }));
@@ -290,6 +289,13 @@ Status ElasticEngine::Forget(const std::stop_token& stop) {
 
 // ---------------------------------------------------------------- sequences
 
+// Between domains the HMM copies KV: until the next one has taken over, everybody stays.
+void ElasticEngine::Rebalance() {
+  rebalance_ = next_hmm_ && options_.domain_per_device;
+  if (!rebalance_) StartMoves(scheduler_->Rebalance());
+  PublishSettled();
+}
+
 void ElasticEngine::StartMoves(std::vector<core::Scheduler::Move> moves) {
   for (core::Scheduler::Move& move : moves)
     if (!move.copies.empty()) mover_->Start(move.request, std::move(move.copies));
@@ -334,9 +340,8 @@ Status ElasticEngine::MoveSequences(const std::vector<DeviceId>& leaving, const 
         // No other domain has room for them, or none can be copied: they run again from their tokens.
         for (const DeviceId device : leaving)
           if (scheduler_->SequencesOn(device) > 0) scheduler_->ForgetKv(DomainId(device.value));
-      StartMoves(scheduler_->Rebalance());
+      Rebalance();
       for (const DeviceId device : leaving) left += scheduler_->SequencesOn(device);
-      PublishSettled();
       return {};
     }));
     if (left != left_before) progress = std::chrono::steady_clock::now();

@@ -147,7 +147,7 @@ Status ElasticEngine::Begin(const std::function<void(std::uint64_t, std::uint64_
   instances_->SetStandby(options_.standby, options_.standby_limit);
   EM_RETURN_IF_ERROR(instances_->FillStandby());
   peers_.emplace(options_.hmm_socket, options_.copy_bytes_per_second);
-  mover_ = std::make_unique<KvMover>(options_.hmm_socket, [this] {
+  mover_ = std::make_unique<KvMover>(options_.hmm_socket, hmm_->pid(), [this] {
     const std::scoped_lock lock(mutex_);
     work_.notify_one();
   });

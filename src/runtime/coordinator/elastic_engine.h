@@ -181,6 +181,7 @@ class ElasticEngine : public Engine {
   void PublishKvBlocks();  // for the scheduler, at the next boundary. REQUIRES: instances_mutex_
   void UpdateKvBlocks();   // there
   void UpdatePids();
+  void Rebalance();
   void StartMoves(std::vector<core::Scheduler::Move> moves);
   void TakeMoved();
   void PublishSettled();
@@ -242,7 +243,7 @@ class ElasticEngine : public Engine {
   // Owned by the engine's thread once it runs.
   std::optional<Exchange> exchange_;
   std::set<DeviceId> leaving_;  // members that take no new sequences
-  bool rebalance_ = false;      // at the next boundary: members have come
+  bool rebalance_ = false;      // at the next boundary
   std::set<DeviceId> fresh_;    // members that have not computed a token yet
   std::map<DeviceId, int> pids_;
   TimeNs last_step_end_ = 0;  // 0 = nothing was to be done since

@@ -84,7 +84,7 @@ Status ElasticEngine::SwitchToNextHmm() {
   }
   if (!*ready) return {};
   const std::scoped_lock lock(instances_mutex_);
-  mover_->Restart();  // nobody copies between blocks of the new memory what was meant for the old
+  mover_->Follow(next_hmm_->pid());  // nobody copies between blocks of the new memory what was meant for the old
   step_hmm_.reset();
   for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
   // A resize may have gone on since it was started.
@@ -117,7 +117,7 @@ bool ElasticEngine::CopyTails(const core::StepPlan& plan) {
   if (plan.copies_before.empty()) return true;
   Status status;
   if (!step_hmm_) {
-    auto connected = HmmClient::Connect(options_.hmm_socket);
+    auto connected = HmmClient::ConnectTo(options_.hmm_socket, hmm_->pid());
     if (connected)
       step_hmm_ = std::move(*connected);
     else

@@ -15,10 +15,7 @@ void ElasticEngine::Loop() {
     TakeMoved();
     RunTasks(true);
     UpdateKvBlocks();
-    if (std::exchange(rebalance_, false)) {
-      StartMoves(scheduler_->Rebalance());
-      PublishSettled();
-    }
+    if (rebalance_) Rebalance();
     const bool in_steps = death_.exchange(false), other = other_death_.exchange(false);
     if (in_steps || other) {
       Status status = RecoverWorkers();

@@ -45,6 +45,14 @@ Expected<std::unique_ptr<HmmClient>> HmmClient::Connect(const std::string& socke
   return client;
 }
 
+Expected<std::unique_ptr<HmmClient>> HmmClient::ConnectTo(const std::string& socket, int pid) {
+  EM_ASSIGN_OR_RETURN(std::unique_ptr<HmmClient> client, Connect(socket));
+  if (client->channel_.PeerPid() != pid)
+    return Fail(ErrorCode::kUnavailable, "connecting to the hmm (pid {}): another (pid {}) has its name", pid,
+                client->channel_.PeerPid());
+  return client;
+}
+
 Expected<std::unique_ptr<HmmClient>> HmmClient::StartOrAdopt(const HmmOptions& options,
                                                              const core::Placement& placement) {
   if (auto connected = Connect(options.socket)) {

@@ -30,6 +30,9 @@ class HmmClient {
                                                     const core::Placement& placement);
   // A further connection to a running HMM, e.g. for a thread of its own.
   static Expected<std::unique_ptr<HmmClient>> Connect(const std::string& socket);
+  // The same, to the process `pid` alone: kUnavailable where another has taken its name since, whose memory
+  // the workers have not mapped yet.
+  static Expected<std::unique_ptr<HmmClient>> ConnectTo(const std::string& socket, int pid);
 
   // Waits until the weights are there. `progress` is called with (loaded, total) bytes some times a second.
   Status AwaitReady(const std::function<void(std::uint64_t, std::uint64_t)>& progress);

@@ -22,9 +22,10 @@ Json CopyKvRequest(std::span<const core::KvCopy> copies) {
   return {{"op", "copy_kv"}, {"blocks", blocks}};
 }
 
-KvMover::KvMover(std::string hmm_socket, std::function<void()> notify)
+KvMover::KvMover(std::string hmm_socket, int hmm_pid, std::function<void()> notify)
     : socket_(std::move(hmm_socket)),
       notify_(std::move(notify)),
+      hmm_pid_(hmm_pid),
       thread_([this](const std::stop_token& stop) { Loop(stop); }) {}
 
 KvMover::~KvMover() {
@@ -34,14 +35,14 @@ KvMover::~KvMover() {
 
 void KvMover::Start(RequestId request, std::vector<core::KvCopy> copies) {
   const std::scoped_lock lock(mutex_);
-  jobs_.push_back({request, std::move(copies), generation_});
+  jobs_.push_back({request, std::move(copies), hmm_pid_});
   ++pending_;
   work_.notify_one();
 }
 
-void KvMover::Restart() {
+void KvMover::Follow(int hmm_pid) {
   std::unique_lock lock(mutex_);
-  ++generation_;
+  hmm_pid_ = hmm_pid;
   idle_.wait(lock, [&] { return !copying_; });
 }
 
@@ -63,7 +64,7 @@ std::size_t KvMover::Pending() const {
 
 void KvMover::Loop(const std::stop_token& stop) {
   std::unique_ptr<HmmClient> hmm;
-  std::uint64_t generation = 0;
+  int connected_pid = -1;
   std::unique_lock lock(mutex_);
   while (work_.wait(lock, stop, [&] { return !jobs_.empty(); })) {
     const Job job = std::move(jobs_.front());
@@ -71,14 +72,14 @@ void KvMover::Loop(const std::stop_token& stop) {
     bool copied = true;
     for (std::size_t at = 0; copied && at < job.copies.size() && !stop.stop_requested();
          at += kBlocksPerCall) {
-      copied = job.generation == generation_;
+      copied = job.hmm_pid == hmm_pid_;
       if (!copied) break;
-      if (generation != generation_) hmm.reset();
-      generation = generation_;
+      if (connected_pid != job.hmm_pid) hmm.reset();
+      connected_pid = job.hmm_pid;
       copying_ = true;
       lock.unlock();
       if (!hmm)
-        if (auto connected = HmmClient::Connect(socket_)) hmm = std::move(*connected);
+        if (auto connected = HmmClient::ConnectTo(socket_, job.hmm_pid)) hmm = std::move(*connected);
       const auto count = std::min(kBlocksPerCall, job.copies.size() - at);
       auto answer = hmm ? hmm->Call(CopyKvRequest(std::span(job.copies).subspan(at, count)))
                         : Fail(ErrorCode::kUnavailable, "copying KV: the hmm does not answer");

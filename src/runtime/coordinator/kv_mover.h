@@ -27,15 +27,17 @@ class KvMover {
     bool copied = false;  // false: the copies failed, or the memory that they were for is gone
   };
 
-  // `notify` is called on the mover's thread whenever something is done; it must not call back.
-  KvMover(std::string hmm_socket, std::function<void()> notify);
+  // `hmm_pid`: the HMM whose memory the workers have mapped. `notify` is called on the mover's thread whenever
+  // something is done; it must not call back.
+  KvMover(std::string hmm_socket, int hmm_pid, std::function<void()> notify);
   ~KvMover();  // what is under way is given up
 
-  // The copies are of the HMM that runs now. Not blocking.
+  // The copies are between blocks of the HMM that this follows: they fail where it has ended, also if another
+  // answers by its name. Not blocking.
   void Start(RequestId request, std::vector<core::KvCopy> copies);
-  // Another HMM has taken over: what was started before fails, and no block of it is written any more once
-  // this returns.
-  void Restart();
+  // Another HMM takes over: what was started before fails, and no block of it is written any more once this
+  // returns.
+  void Follow(int hmm_pid);
 
   std::vector<Done> TakeDone();
   bool AnythingDone() const;
@@ -45,7 +47,7 @@ class KvMover {
   struct Job {
     RequestId request;
     std::vector<core::KvCopy> copies;
-    std::uint64_t generation = 0;
+    int hmm_pid = -1;
   };
   void Loop(const std::stop_token& stop);
 
@@ -57,7 +59,7 @@ class KvMover {
   std::deque<Job> jobs_;
   std::vector<Done> done_;
   std::size_t pending_ = 0;
-  std::uint64_t generation_ = 1;
+  int hmm_pid_;
   bool copying_ = false;
   std::jthread thread_;
 };
