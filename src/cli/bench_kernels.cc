@@ -77,9 +77,9 @@ class KernelBench {
         limits_(MeasureLimits(kernels, options.weights, pool_)) {}
 
   void Run() {
-    for (const int m : {1, 4, 16, 64, 256, 512}) Matmul(2048, 1536, m);
-    for (const int m : {1, 4, 16, 64, 256, 512}) Matmul(768, 2048, m);
-    for (const int m : {1, 4, 16, 64, 256, 512}) GateUp(2048, 768, m);
+    for (const int m : {1, 2, 4, 8, 16, 64, 512}) Matmul(2048, 1536, m);
+    for (const int m : {1, 2, 4, 8, 16, 64, 512}) Matmul(768, 2048, m);
+    for (const int m : {1, 2, 4, 8, 16, 64, 512}) GateUp(2048, 768, m);
     for (const int m : {1, 64}) Router(m);
     for (const auto& [rows, tokens] : {std::pair{1, 512}, {1, 8192}, {2, 512}, {16, 512}})
       Attend(rows, tokens);

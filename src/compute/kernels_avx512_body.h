@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "compute/attend_avx512.h"
 #include "compute/kernel_tables.h"
@@ -24,39 +25,27 @@ inline __m512i PairOf(const Bf16* x, int pair, int k) {
   return _mm512_set1_epi32(static_cast<int>(both));
 }
 
-// Rows x panels of one tile: acc[row][panel][2 registers]. All loops over constants are unrolled.
-template <int kRows, int kPanels>
-inline void Accumulate(const Bf16* const (&w)[kPanels], const Bf16* const* x, int k,
-                       __m512 (&acc)[kRows][kPanels][2]) {
-  for (int r = 0; r < kRows; ++r)
-    for (int p = 0; p < kPanels; ++p) acc[r][p][0] = acc[r][p][1] = _mm512_setzero_ps();
+// Rows x one panel: acc[row][2 registers]. All loops over constants are unrolled.
+template <int kRows, bool kAhead>
+inline void Accumulate(const Bf16* w, const Bf16* const* x, int k, __m512 (&acc)[kRows][2]) {
+  for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
   const int pairs = k / 2;
-  for (int i = 0; i < pairs; ++i) {
-    __m512i weights[kPanels][2];
-    for (int p = 0; p < kPanels; ++p) {
-      const Bf16* at = w[p] + std::size_t(i) * kPanel * 2;
-      weights[p][0] = _mm512_loadu_si512(at);
-      weights[p][1] = _mm512_loadu_si512(at + 32);
-    }
+  for (int i = 0; i < pairs; ++i, w += kPanel * 2) {
+    const __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 32);
+    if constexpr (kAhead) FetchAhead(w), FetchAhead(w + 32);
     for (int r = 0; r < kRows; ++r) {
       std::uint32_t both;
       std::memcpy(&both, x[r] + 2 * i, 4);
       const __m512i pair = _mm512_set1_epi32(static_cast<int>(both));
-      for (int p = 0; p < kPanels; ++p) {
-        acc[r][p][0] = DotBf16(acc[r][p][0], weights[p][0], pair);
-        acc[r][p][1] = DotBf16(acc[r][p][1], weights[p][1], pair);
-      }
+      acc[r][0] = DotBf16(acc[r][0], low, pair);
+      acc[r][1] = DotBf16(acc[r][1], high, pair);
     }
   }
-  if (k % 2 != 0) {
-    for (int r = 0; r < kRows; ++r) {
-      const __m512i pair = PairOf(x[r], pairs, k);
-      for (int p = 0; p < kPanels; ++p) {
-        const Bf16* at = w[p] + std::size_t(pairs) * kPanel * 2;
-        acc[r][p][0] = DotBf16(acc[r][p][0], _mm512_loadu_si512(at), pair);
-        acc[r][p][1] = DotBf16(acc[r][p][1], _mm512_loadu_si512(at + 32), pair);
-      }
-    }
+  if (k % 2 == 0) return;
+  for (int r = 0; r < kRows; ++r) {
+    const __m512i pair = PairOf(x[r], pairs, k);
+    acc[r][0] = DotBf16(acc[r][0], _mm512_loadu_si512(w), pair);
+    acc[r][1] = DotBf16(acc[r][1], _mm512_loadu_si512(w + 32), pair);
   }
 }
 
@@ -71,111 +60,65 @@ inline void StorePanel(float* out, int n, int panel, const __m512 (&acc)[2]) {
   }
 }
 
-// One panel at a time: read front to back and by nothing but the loads, the matrix is one stream, which
-// machines fetch ahead faster than two side by side or than prefetches ask for it.
+// Rows a tile: 12 x 2 sums + 2 weights fit the 32 registers.
+constexpr int kTileRows = 12;
+// Rows from which on weights are fetched ahead.
+constexpr int kLeastAhead = 8;
+
+// Calls body with the constant of `rows` in [1, kTileRows].
+template <int kRows = kTileRows, class Body>
+[[gnu::always_inline]] inline void ForRows(int rows, const Body& body) {
+  if constexpr (kRows > 1)
+    if (rows < kRows) return ForRows<kRows - 1>(rows, body);
+  body(std::integral_constant<int, kRows>());
+}
+
+// body(first row, constant count of rows, whether it is the first tile): tiles of about as many rows each.
+template <class Body>
+[[gnu::always_inline]] inline void ForTiles(int m, const Body& body) {
+  const int tiles = (m + kTileRows - 1) / kTileRows;
+  for (int tile = 0, begin = 0; tile < tiles; ++tile) {
+    const int end = static_cast<int>(std::int64_t{m} * (tile + 1) / tiles);
+    ForRows(end - begin, [&](auto count) { body(begin, count, tile == 0); });
+    begin = end;
+  }
+}
+
+// One panel at a time: read front to back, a matrix is one stream.
 template <int kRows>
-void MatmulTile(const PackedMatrix& w, const void* const* rows, int panel, float* const* out) {
+[[gnu::always_inline]] inline void AccumulatePanel(const PackedMatrix& w, const void* const* rows, int panel,
+                                                   bool cold, __m512 (&acc)[kRows][2]) {
   const Bf16* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
-  const Bf16* const panels[1] = {PanelOf(w, panel)};
-  __m512 acc[kRows][1][2];
-  Accumulate<kRows, 1>(panels, x, w.k, acc);
-  for (int r = 0; r < kRows; ++r) StorePanel(out[r], w.n, panel, acc[r][0]);
+  if (kRows >= kLeastAhead && cold)
+    Accumulate<kRows, kRows >= kLeastAhead>(PanelOf(w, panel), x, w.k, acc);
+  else
+    Accumulate<kRows, false>(PanelOf(w, panel), x, w.k, acc);
 }
-
-template <int kRows>
-void MatmulRows(const PackedMatrix& w, const void* const* rows, int panel_begin, int panel_end,
-                float* const* out) {
-  for (int panel = panel_begin; panel < panel_end; ++panel) MatmulTile<kRows>(w, rows, panel, out);
-}
-
-// Rows a tile: 12 x 2 sums + 2 weights fit the 32 registers.
-constexpr int kMatmulRows = 12;
 
 void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end,
             float* const* out) {
-  if (m > kMatmulRows) {  // panel by panel, so that a panel stays in cache for all rows
-    for (int panel = panel_begin; panel < panel_end; ++panel) {
-      int r = 0;
-      for (; r + kMatmulRows <= m; r += kMatmulRows) MatmulTile<kMatmulRows>(w, rows + r, panel, out + r);
-      if (r < m) Matmul(w, rows + r, m - r, panel, panel + 1, out + r);
-    }
-    return;
-  }
-  switch (m) {
-    case 1:
-      return MatmulRows<1>(w, rows, panel_begin, panel_end, out);
-    case 2:
-      return MatmulRows<2>(w, rows, panel_begin, panel_end, out);
-    case 3:
-      return MatmulRows<3>(w, rows, panel_begin, panel_end, out);
-    case 4:
-      return MatmulRows<4>(w, rows, panel_begin, panel_end, out);
-    case 5:
-      return MatmulRows<5>(w, rows, panel_begin, panel_end, out);
-    case 6:
-      return MatmulRows<6>(w, rows, panel_begin, panel_end, out);
-    case 7:
-      return MatmulRows<7>(w, rows, panel_begin, panel_end, out);
-    case 8:
-      return MatmulRows<8>(w, rows, panel_begin, panel_end, out);
-    case 9:
-      return MatmulRows<9>(w, rows, panel_begin, panel_end, out);
-    case 10:
-      return MatmulRows<10>(w, rows, panel_begin, panel_end, out);
-    case 11:
-      return MatmulRows<11>(w, rows, panel_begin, panel_end, out);
-    case 12:
-      return MatmulRows<12>(w, rows, panel_begin, panel_end, out);
-    default:
-      return;
+  for (int panel = panel_begin; panel < panel_end; ++panel) {  // for all rows, while it stays in cache
+    ForTiles(m, [&](int first, auto count, bool cold) {
+      __m512 acc[count()][2];
+      AccumulatePanel(w, rows + first, panel, cold, acc);
+      for (int r = 0; r < count(); ++r) StorePanel(out[first + r], w.n, panel, acc[r]);
+    });
   }
 }
-
-template <int kRows>
-void GateUpTile(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
-                const void* const* rows, int panel, void* const* out) {
-  const Bf16* x[kRows];
-  for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
-  const Bf16* panels[2] = {PanelOf(gate, panel), PanelOf(up, panel)};
-  __m512 acc[kRows][2][2];
-  Accumulate<kRows, 2>(panels, x, gate.k, acc);
-  for (int r = 0; r < kRows; ++r) {
-    for (int half = 0; half < 2; ++half)
-      StoreActivated(activation, acc[r][0][half], acc[r][1][half], panel * kPanel + half * 16, gate.n,
-                     static_cast<Bf16*>(out[r]));
-  }
-}
-
-constexpr int kGateUpRows = 6;  // 6 x 4 sums + 4 weights
 
 void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
             const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
-    for (int r = 0; r < m;) {
-      const int left = std::min(kGateUpRows, m - r);
-      switch (left) {
-        case 1:
-          GateUpTile<1>(gate, up, activation, rows + r, panel, out + r);
-          break;
-        case 2:
-          GateUpTile<2>(gate, up, activation, rows + r, panel, out + r);
-          break;
-        case 3:
-          GateUpTile<3>(gate, up, activation, rows + r, panel, out + r);
-          break;
-        case 4:
-          GateUpTile<4>(gate, up, activation, rows + r, panel, out + r);
-          break;
-        case 5:
-          GateUpTile<5>(gate, up, activation, rows + r, panel, out + r);
-          break;
-        default:
-          GateUpTile<6>(gate, up, activation, rows + r, panel, out + r);
-          break;
-      }
-      r += left;
-    }
+    ForTiles(m, [&](int first, auto count, bool cold) {
+      __m512 gates[count()][2], ups[count()][2];
+      AccumulatePanel(gate, rows + first, panel, cold, gates);
+      AccumulatePanel(up, rows + first, panel, cold, ups);
+      for (int r = 0; r < count(); ++r)
+        for (int half = 0; half < 2; ++half)
+          StoreActivated(activation, gates[r][half], ups[r][half], panel * kPanel + half * 16, gate.n,
+                         static_cast<Bf16*>(out[first + r]));
+    });
   }
 }
 

@@ -84,7 +84,8 @@ Status ElasticEngine::SwitchToNextHmm() {
   }
   if (!*ready) return {};
   const std::scoped_lock lock(instances_mutex_);
-  mover_->Follow(next_hmm_->pid());  // nobody copies between blocks of the new memory what was meant for the old
+  mover_->Follow(
+      next_hmm_->pid());  // nobody copies between blocks of the new memory what was meant for the old
   step_hmm_.reset();
   for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
   // A resize may have gone on since it was started.

@@ -27,8 +27,8 @@ class KvMover {
     bool copied = false;  // false: the copies failed, or the memory that they were for is gone
   };
 
-  // `hmm_pid`: the HMM whose memory the workers have mapped. `notify` is called on the mover's thread whenever
-  // something is done; it must not call back.
+  // `hmm_pid`: the HMM whose memory the workers have mapped. `notify` is called on the mover's thread
+  // whenever something is done; it must not call back.
   KvMover(std::string hmm_socket, int hmm_pid, std::function<void()> notify);
   ~KvMover();  // what is under way is given up
 
