@@ -70,27 +70,38 @@ class ExpertRun {
     Carve((reinterpret_cast<std::uintptr_t>(scratch.data()) + kAlign - 1) / kAlign * kAlign);
     Plan();
     if (gather_) Gather();
-    const auto gate_up = quantized_ ? kernels_.quantized.gate_up : kernels_.gate_up;
-    const auto matmul = quantized_ ? kernels_.quantized.matmul : kernels_.matmul;
-    threads_.Run(gate_count_, [&](int i) {
-      const Piece& piece = gate_pieces_[i];
-      const ExpertBatch& batch = batches_[piece.batch];
-      const std::size_t first = first_row_[piece.batch];
-      const Activation activation{spec_.activation, batch.weights.gate_bias, batch.weights.up_bias};
-      gate_up(batch.weights.gate, batch.weights.up, activation, in_ + first,
-              static_cast<int>(batch.rows.size()), piece.first_panel, piece.last_panel, hidden_ + first);
-    });
-    threads_.Run(down_count_, [&](int i) {
-      const Piece& piece = down_pieces_[i];
-      const ExpertBatch& batch = batches_[piece.batch];
-      const std::size_t first = first_row_[piece.batch];
-      matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()), piece.first_panel,
-             piece.last_panel, out_ + first);
-      if (batch.weights.down_bias != nullptr) AddDownBias(piece);
-    });
+    // Where every expert is one piece, a thread runs it from front to back: its weights are one stream, and
+    // nobody waits in between.
+    const auto visited =
+        std::ranges::count_if(batches_, [](const auto& batch) { return !batch.rows.empty(); });
+    if (gate_count_ == visited && down_count_ == visited) {
+      threads_.Run(gate_count_, [&](int i) {
+        RunGateUp(gate_pieces_[i]);
+        RunDown(down_pieces_[i]);
+      });
+      return;
+    }
+    threads_.Run(gate_count_, [&](int i) { RunGateUp(gate_pieces_[i]); });
+    threads_.Run(down_count_, [&](int i) { RunDown(down_pieces_[i]); });
   }
 
  private:
+  void RunGateUp(const Piece& piece) const {
+    const ExpertBatch& batch = batches_[piece.batch];
+    const std::size_t first = first_row_[piece.batch];
+    const Activation activation{spec_.activation, batch.weights.gate_bias, batch.weights.up_bias};
+    const auto gate_up = quantized_ ? kernels_.quantized.gate_up : kernels_.gate_up;
+    gate_up(batch.weights.gate, batch.weights.up, activation, in_ + first,
+            static_cast<int>(batch.rows.size()), piece.first_panel, piece.last_panel, hidden_ + first);
+  }
+  void RunDown(const Piece& piece) const {
+    const ExpertBatch& batch = batches_[piece.batch];
+    const std::size_t first = first_row_[piece.batch];
+    const auto matmul = quantized_ ? kernels_.quantized.matmul : kernels_.matmul;
+    matmul(batch.weights.down, hidden_ + first, static_cast<int>(batch.rows.size()), piece.first_panel,
+           piece.last_panel, out_ + first);
+    if (batch.weights.down_bias != nullptr) AddDownBias(piece);
+  }
   std::size_t GateCost(const ExpertBatch& batch) const {
     return batch.rows.empty()
                ? 0
