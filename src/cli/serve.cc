@@ -111,6 +111,7 @@ int Serve(Options options) {
   options.server.model_root = directory.string();
   options.server.version = ELASTICMOE_VERSION;
   options.server.output = *choose((*engine)->Spec().family);
+  options.server.healthy = [engine = engine->get()] { return engine->Replicas() > 0; };
   if (options.generation_config == "auto")
     options.server.defaults = Defaults((*engine)->Primary()->engine->checkpoint().generation);
   auto api = server::ApiServer::Start(options.server, **engine, tokenizer->get(),

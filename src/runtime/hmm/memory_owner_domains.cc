@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "runtime/hmm/loader.h"
 #include "runtime/hmm/memory_owner.h"
+#include "runtime/process.h"
 
 namespace elasticmoe::runtime {
 namespace {
@@ -58,6 +59,8 @@ void MemoryOwner::CopyOnAllCores(std::span<const Copy> copies) const {
   std::size_t bytes = 0;
   for (const Copy& one : copies) bytes += one.bytes;
   const auto most = static_cast<int>(std::min<std::size_t>(bytes / kThreadBytes + 1, copies.size()));
+  // The devices' threads want the same cores: a resize is over the sooner, the sooner these are through.
+  const Hurry hurry;
   EM_CHECK(ForEach(copies.size(), std::clamp(most, 1, threads_), copy));
 }
 
