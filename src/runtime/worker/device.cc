@@ -52,6 +52,7 @@ Status Device::Attach(const MemoryMap& map, Fd domain_fd) {
 }
 
 Status Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
+  AfterSteps();
   const std::size_t chunk_bytes = kv_.blocks_per_chunk * kv_.layout.BlockBytes();
   if (offsets.size() > chunks_.size())
     return Fail(ErrorCode::kInvalidArgument, "sizing KV: chunks={} (limit={})", offsets.size(),
@@ -64,6 +65,7 @@ Status Device::SetKvChunks(const std::vector<std::uint64_t>& offsets) {
   }
   // Their memory goes: if it comes back, its page tables have to be made again.
   std::fill(chunks_.begin() + static_cast<std::ptrdiff_t>(offsets.size()), chunks_.end(), nullptr);
+  Prepared();
   return {};
 }
 
@@ -71,6 +73,7 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
   const DomainMap* domain = map.Find(map.DomainOf(id_));
   if (domain == nullptr)
     return Fail(ErrorCode::kNotFound, "preparing epoch {}: device {} has no domain", epoch, id_);
+  AfterSteps();
   EpochExperts& entry = epochs_[epoch % kPlacementRing];
   entry = EpochExperts{};
   entry.epoch = epoch;
@@ -98,7 +101,16 @@ Status Device::Prepare(const MemoryMap& map, std::uint64_t epoch) {
         compute::BindExpert(spec_, layout_, addresses[i]);
   entry.owned = static_cast<int>(addresses.size());
   entry.valid = true;
+  Prepared();
   return {};
+}
+
+void Device::AfterSteps() const {
+  (void)exchange_.device(id_.value).finished_step.load(std::memory_order_acquire);
+}
+
+void Device::Prepared() {
+  preparations_.fetch_add(1, std::memory_order_release);
 }
 
 bool Device::GivenUp(std::uint32_t step) const {
@@ -156,6 +168,7 @@ void Device::ServeExperts(const StepView& view, int layer, const EpochExperts& e
 }
 
 const Device::EpochExperts& Device::ExpertsOf(const StepView& view) const {
+  (void)preparations_.load(std::memory_order_acquire);
   const EpochExperts& experts = epochs_[view.placement_index];
   EM_CHECK(experts.valid && experts.epoch == view.epoch, "device={} epoch={} prepared={}", id_, view.epoch,
            experts.epoch);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -52,6 +53,12 @@ class Device {
     std::vector<compute::MlpWeights> weights;  // [layer * experts + expert]; data null where not owned
   };
 
+  // The coordinator keeps steps and what is prepared for them apart, by messages and words of the exchange:
+  // an order between this process's threads that runs through another process. Said here, too, so that the
+  // memory model and race detectors know.
+  void AfterSteps() const;
+  void Prepared();
+
   bool GivenUp(std::uint32_t step) const;
   const EpochExperts& ExpertsOf(const StepView& view) const;
   int CollectRows();  // of the plan: tokens_ and chunks_of_step_; returns how many
@@ -85,6 +92,7 @@ class Device {
   std::vector<std::byte*> chunks_;  // as many as the domain could hold: steps read it while it changes
   compute::KvCache kv_;
   std::array<EpochExperts, kPlacementRing> epochs_;
+  std::atomic<std::uint32_t> preparations_{0};
 
   // Scratch of a step, reused.
   std::vector<TokenId> tokens_;
