@@ -132,7 +132,7 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
   app.add_option(
          "--standby", o.standby,
          "Workers kept ready to take over or to grow; with --domain-per-device also the memory of one "
-         "more device, where the machine has it to spare")
+         "more device and what experts leave behind, where the machine has it to spare")
       ->check(CLI::Range(0, 64))
       ->capture_default_str();
   app.add_option("--standby-limit", o.standby_limit,

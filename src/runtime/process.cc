@@ -170,13 +170,4 @@ void TuneProcess() {
   ::signal(SIGPIPE, SIG_IGN);
 }
 
-Hurry::Hurry() : before_(::getpriority(PRIO_PROCESS, 0)) {
-  constexpr int kNice = -10;  // about nine tenths of a core that another wants
-  ::setpriority(PRIO_PROCESS, 0, std::min(before_, kNice));
-}
-
-Hurry::~Hurry() {
-  ::setpriority(PRIO_PROCESS, 0, before_);
-}
-
 }  // namespace elasticmoe::runtime

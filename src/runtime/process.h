@@ -38,17 +38,4 @@ std::vector<int> AllowedCpus();
 // malloc/free is ruinous). At the start of every process.
 void TuneProcess();
 
-// While it lives, this thread and those that it starts get most of a core that others want too. Without
-// effect where the system does not permit it (CAP_SYS_NICE, or `ulimit -e`).
-class Hurry {
- public:
-  Hurry();
-  ~Hurry();
-  Hurry(const Hurry&) = delete;
-  Hurry& operator=(const Hurry&) = delete;
-
- private:
-  int before_ = 0;
-};
-
 }  // namespace elasticmoe::runtime

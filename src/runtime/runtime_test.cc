@@ -267,6 +267,12 @@ TEST_F(MemoryOwnerTest, MemoryIsHeldReadyForTheNextDomain) {
   const ExpertId copied[] = {{0, 0}, {1, 1}};
   ASSERT_TRUE(owner.CopyExperts(DomainId(0), DomainId(2), copied));
   EXPECT_EQ(held(2), first);
+  // What a domain gives up it keeps, for when it comes back.
+  const std::uint64_t full = held(0);
+  ASSERT_TRUE(owner.DropExperts(DomainId(0), copied));
+  EXPECT_EQ(held(0), full);
+  ASSERT_TRUE(owner.CopyExperts(DomainId(2), DomainId(0), copied));
+  EXPECT_EQ(held(0), full);
   // The closed domain's memory waits for the next; one beyond the last device's is not asked for.
   ASSERT_TRUE(owner.CloseDomain(DomainId(2)));
   EXPECT_EQ(owner.StandbyBytes(), first);

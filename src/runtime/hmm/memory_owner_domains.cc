@@ -8,7 +8,6 @@
 #include "base/log.h"
 #include "runtime/hmm/loader.h"
 #include "runtime/hmm/memory_owner.h"
-#include "runtime/process.h"
 
 namespace elasticmoe::runtime {
 namespace {
@@ -59,8 +58,6 @@ void MemoryOwner::CopyOnAllCores(std::span<const Copy> copies) const {
   std::size_t bytes = 0;
   for (const Copy& one : copies) bytes += one.bytes;
   const auto most = static_cast<int>(std::min<std::size_t>(bytes / kThreadBytes + 1, copies.size()));
-  // The devices' threads want the same cores: a resize is over the sooner, the sooner these are through.
-  const Hurry hurry;
   EM_CHECK(ForEach(copies.size(), std::clamp(most, 1, threads_), copy));
 }
 
@@ -254,12 +251,18 @@ Expected<int> MemoryOwner::DropExperts(DomainId id, std::span<const ExpertId> ex
       return Fail(ErrorCode::kFailedPrecondition, "dropping experts: layer={} expert={} is nowhere else",
                   expert.layer, expert.expert);
   }
+  // When the domain shrinks back it will want that memory again, and machines may take milliseconds for a
+  // huge page: kept, where the rest of the machine does not miss it.
+  const bool keep = options_.standby_memory && AvailableMemory() >= StandbyTarget();
   int pages = 0;
   for (const ExpertId expert : experts) {
     core::PageRun& run = domain->experts[IndexOf(expert)];
     if (run.count == 0) continue;
     pages += static_cast<int>(run.count);
-    Release(*domain, run);
+    if (keep)
+      domain->pool.Free(run);
+    else
+      Release(*domain, run);
     run = core::PageRun{};
   }
   return pages;
