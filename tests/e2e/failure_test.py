@@ -78,6 +78,19 @@ class Failures(unittest.TestCase):
             self.assertEqual(1, len(server.children("hmm")))
             self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
 
+    def test_an_hmm_whose_next_is_killed_at_its_start_too(self):
+        with Server(devices=2) as server:
+            def kill():
+                killed = server.children("hmm")[0]
+                os.kill(killed, signal.SIGKILL)
+                deadline = time.monotonic() + 10
+                while not (new := [pid for pid in server.children("hmm") if pid != killed]) and time.monotonic() < deadline:
+                    time.sleep(0.0005)
+                os.kill(new[0], signal.SIGKILL)
+
+            self.assertEqual(self.wanted, self.under_load(server, kill))
+            self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
+
     def test_a_killed_coordinator_finds_its_memory_again(self):
         port = free_port()
         server = Server(devices=2, port=port)

@@ -74,7 +74,7 @@ struct EngineOptions {
   int step_timeout_seconds = 60;    // a worker that takes longer for a step is taken for dead
   int answer_timeout_seconds = 20;  // likewise outside of steps
   int step_attempts = 10;   // many kills change nothing, but a request that kills workers must end; >= 1
-  int worker_attempts = 3;  // a machine that cannot start a worker must not be tried for ever; >= 1
+  int worker_attempts = 3;  // a machine that cannot start a worker or an HMM is not tried for ever; >= 1
   std::string log_level = "info";
 };
 

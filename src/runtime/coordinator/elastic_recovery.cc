@@ -62,7 +62,15 @@ Status ElasticEngine::ReplaceHmm() {
     const std::scoped_lock down(mutex_);
     hmm_down_ = true;
   }
-  EM_ASSIGN_OR_RETURN(next_hmm_, HmmClient::Start(HmmOptionsFor(), placement_));
+  for (int attempt = 1;; ++attempt) {
+    auto started = HmmClient::Start(HmmOptionsFor(), placement_);
+    if (started) {
+      next_hmm_ = std::move(*started);
+      break;
+    }
+    if (attempt >= options_.worker_attempts) return tl::unexpected<Error>(std::move(started.error()));
+    LogWarn("{}; trying again", started.error().message);
+  }
   next_hmm_poll_ = {};
   Rewatch();
   return {};
