@@ -152,9 +152,9 @@ TEST_F(WeightFilesTest, ManyReadsAtOnceByEitherMechanism) {
   const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   for (const bool threads : {false, true}) {
     constexpr int kDepth = 20;
+    std::vector<std::array<std::byte, 6000>> out(kDepth);  // outlives the reads into it
     const auto reads = threads ? AsyncReads::MakeWithThreads(kDepth) : AsyncReads::Make(kDepth);
     EXPECT_FALSE(reads->Take(false));
-    std::vector<std::array<std::byte, 6000>> out(kDepth);
     for (std::size_t i = 0; i < kDepth; ++i) reads->Submit(i, fd.get(), i * 5000, out[i].data(), 6000);
     std::set<std::size_t> tags;
     while (reads->InFlight() > 0) {
