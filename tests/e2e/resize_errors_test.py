@@ -97,7 +97,8 @@ class ResizeErrors(unittest.TestCase):
             self.assert_serves(server, [0, 1])
 
     def test_a_shrink_that_is_cancelled_leaves_no_copies(self):
-        with Server(devices=2, flags=SLOW) as server:
+        # Else the daemon keeps the memory, for the next time.
+        with Server(devices=2, flags=[*SLOW, "--standby", "0"]) as server:
             before = blocks_of_memory(server)
             start(server, 1, operation_id="first")
             time.sleep(0.3)  # experts are on their way
