@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "compute/attend_avx512.h"
 #include "compute/kernel_tables.h"
@@ -65,21 +64,13 @@ constexpr int kTileRows = 12;
 // Rows from which on weights are fetched ahead.
 constexpr int kLeastAhead = 8;
 
-// Calls body with the constant of `rows` in [1, kTileRows].
-template <int kRows = kTileRows, class Body>
-[[gnu::always_inline]] inline void ForRows(int rows, const Body& body) {
-  if constexpr (kRows > 1)
-    if (rows < kRows) return ForRows<kRows - 1>(rows, body);
-  body(std::integral_constant<int, kRows>());
-}
-
 // body(first row, constant count of rows, whether it is the first tile): tiles of about as many rows each.
 template <class Body>
 [[gnu::always_inline]] inline void ForTiles(int m, const Body& body) {
   const int tiles = (m + kTileRows - 1) / kTileRows;
   for (int tile = 0, begin = 0; tile < tiles; ++tile) {
     const int end = static_cast<int>(std::int64_t{m} * (tile + 1) / tiles);
-    ForRows(end - begin, [&](auto count) { body(begin, count, tile == 0); });
+    ForRows<kTileRows>(end - begin, [&](auto count) { body(begin, count, tile == 0); });
     begin = end;
   }
 }

@@ -3,7 +3,6 @@
 // set; reached only through kernels.cc after the machine was asked.
 #include <algorithm>
 #include <cstring>
-#include <type_traits>
 
 #include "compute/kernel_tables.h"
 #include "compute/quantize_group.h"
@@ -71,14 +70,6 @@ template <WeightFormat kFormat, int kRows, bool kAhead>
 // float sums wait in the L1 cache meanwhile.
 constexpr int kTileRows = 8;
 
-// Calls body with the constant of `rows` in [1, kTileRows].
-template <int kRows = kTileRows, class Body>
-[[gnu::always_inline]] inline void ForRows(int rows, const Body& body) {
-  if constexpr (kRows > 1)
-    if (rows < kRows) return ForRows<kRows - 1>(rows, body);
-  body(std::integral_constant<int, kRows>());
-}
-
 inline void StorePanel(float* out, int n, int panel, const __m512 (&sums)[2]) {
   for (int half = 0; half < 2; ++half) {
     const int begin = panel * kPanel + half * 16;
@@ -94,7 +85,7 @@ template <WeightFormat kFormat, class Store>
   const int tiles = (m + kTileRows - 1) / kTileRows;  // of about as many rows each
   for (int tile = 0, begin = 0; tile < tiles; ++tile) {
     const int end = static_cast<int>(std::int64_t{m} * (tile + 1) / tiles);
-    ForRows(end - begin, [&](auto count) {
+    ForRows<kTileRows>(end - begin, [&](auto count) {
       QuantizedRow x[count()];
       for (int r = 0; r < count(); ++r) x[r] = QuantizedRow::At(rows[begin + r], groups);
       __m512 sums[count()][2];

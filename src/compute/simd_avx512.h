@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 
 #include "compute/activation.h"
 #include "compute/packed.h"
@@ -106,6 +107,14 @@ inline constexpr std::size_t kAheadBytes = 8192;
   if (begin >= n) return;
   _mm256_mask_storeu_epi16(out + begin, FirstLanes(n - begin),
                            Bf16Of(Activated(activation, gate, up, begin, n)));
+}
+
+// Calls body with the constant of `rows` in [1, kMost].
+template <int kMost, class Body>
+[[gnu::always_inline]] inline void ForRows(int rows, const Body& body) {
+  if constexpr (kMost > 1)
+    if (rows < kMost) return ForRows<kMost - 1>(rows, body);
+  body(std::integral_constant<int, kMost>());
 }
 
 // Where a panel of a bf16 matrix begins.
