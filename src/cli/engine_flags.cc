@@ -159,9 +159,8 @@ void AddEngineFlags(CLI::App& app, EngineFlags& flags) {
       ->check(CLI::Range(1, 1'000'000))
       ->capture_default_str();
   app.add_option("--worker-attempts", o.worker_attempts,
-                 "Workers tried for a device that has lost its own, and memory daemons tried, before all "
-                 "requests end "
-                 "with an error")
+                 "Workers tried for a device that has lost its own, and memory daemons for one that ended, "
+                 "before all requests end with an error")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   app.add_option("--worker-timeout", o.answer_timeout_seconds,

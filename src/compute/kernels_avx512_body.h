@@ -64,17 +64,6 @@ constexpr int kTileRows = 12;
 // Rows from which on weights are fetched ahead.
 constexpr int kLeastAhead = 8;
 
-// body(first row, constant count of rows, whether it is the first tile): tiles of about as many rows each.
-template <class Body>
-[[gnu::always_inline]] inline void ForTiles(int m, const Body& body) {
-  const int tiles = (m + kTileRows - 1) / kTileRows;
-  for (int tile = 0, begin = 0; tile < tiles; ++tile) {
-    const int end = static_cast<int>(std::int64_t{m} * (tile + 1) / tiles);
-    ForRows<kTileRows>(end - begin, [&](auto count) { body(begin, count, tile == 0); });
-    begin = end;
-  }
-}
-
 // One panel at a time: read front to back, a matrix is one stream.
 template <int kRows>
 [[gnu::always_inline]] inline void AccumulatePanel(const PackedMatrix& w, const void* const* rows, int panel,
@@ -90,7 +79,7 @@ template <int kRows>
 void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end,
             float* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {  // for all rows, while it stays in cache
-    ForTiles(m, [&](int first, auto count, bool cold) {
+    ForTiles<kTileRows>(m, [&](int first, auto count, bool cold) {
       __m512 acc[count()][2];
       AccumulatePanel(w, rows + first, panel, cold, acc);
       for (int r = 0; r < count(); ++r) StorePanel(out[first + r], w.n, panel, acc[r]);
@@ -101,7 +90,7 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
 void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
             const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
   for (int panel = panel_begin; panel < panel_end; ++panel) {
-    ForTiles(m, [&](int first, auto count, bool cold) {
+    ForTiles<kTileRows>(m, [&](int first, auto count, bool cold) {
       __m512 gates[count()][2], ups[count()][2];
       AccumulatePanel(gate, rows + first, panel, cold, gates);
       AccumulatePanel(up, rows + first, panel, cold, ups);

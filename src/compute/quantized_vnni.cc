@@ -82,22 +82,17 @@ template <WeightFormat kFormat, class Store>
 [[gnu::always_inline]] inline void ForPanel(const PackedMatrix& w, const void* const* rows, int m, int panel,
                                             const Store& store) {
   const int groups = GroupsOf(w.k);
-  const int tiles = (m + kTileRows - 1) / kTileRows;  // of about as many rows each
-  for (int tile = 0, begin = 0; tile < tiles; ++tile) {
-    const int end = static_cast<int>(std::int64_t{m} * (tile + 1) / tiles);
-    ForRows<kTileRows>(end - begin, [&](auto count) {
-      QuantizedRow x[count()];
-      for (int r = 0; r < count(); ++r) x[r] = QuantizedRow::At(rows[begin + r], groups);
-      __m512 sums[count()][2];
-      // The later tiles find the panel in a cache.
-      if (count() >= LeastAhead(kFormat) && tile == 0)
-        Accumulate<kFormat, count(), true>(w.Panel(panel), x, groups, sums);
-      else
-        Accumulate<kFormat, count(), false>(w.Panel(panel), x, groups, sums);
-      for (int r = 0; r < count(); ++r) store(begin + r, sums[r]);
-    });
-    begin = end;
-  }
+  ForTiles<kTileRows>(m, [&](int first, auto count, bool cold) {
+    QuantizedRow x[count()];
+    for (int r = 0; r < count(); ++r) x[r] = QuantizedRow::At(rows[first + r], groups);
+    __m512 sums[count()][2];
+    constexpr bool kAhead = count() >= LeastAhead(kFormat);
+    if (kAhead && cold)
+      Accumulate<kFormat, count(), kAhead>(w.Panel(panel), x, groups, sums);
+    else
+      Accumulate<kFormat, count(), false>(w.Panel(panel), x, groups, sums);
+    for (int r = 0; r < count(); ++r) store(first + r, sums[r]);
+  });
 }
 
 template <WeightFormat kFormat>

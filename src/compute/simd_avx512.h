@@ -117,6 +117,18 @@ template <int kMost, class Body>
   body(std::integral_constant<int, kMost>());
 }
 
+// body(first row, constant count of rows, whether it is the first tile) for tiles of about as many rows each,
+// at most kMost.
+template <int kMost, class Body>
+[[gnu::always_inline]] inline void ForTiles(int m, const Body& body) {
+  const int tiles = (m + kMost - 1) / kMost;
+  for (int tile = 0, begin = 0; tile < tiles; ++tile) {
+    const int end = static_cast<int>(std::int64_t{m} * (tile + 1) / tiles);
+    ForRows<kMost>(end - begin, [&](auto count) { body(begin, count, tile == 0); });
+    begin = end;
+  }
+}
+
 // Where a panel of a bf16 matrix begins.
 [[gnu::always_inline]] inline const Bf16* PanelOf(const PackedMatrix& w, int panel) {
   return reinterpret_cast<const Bf16*>(w.Panel(panel));

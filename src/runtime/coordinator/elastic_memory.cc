@@ -163,7 +163,7 @@ Expected<bool> ElasticEngine::VacateKv(DomainId domain, std::uint32_t blocks) {
   EM_RETURN_IF_ERROR(BetweenSteps([&]() -> Status {
     TakeMoved();
     UpdateKvBlocks();
-    StartMoves(scheduler_->VacateBlocks(domain, blocks));
+    if (!next_hmm_) StartMoves(scheduler_->VacateBlocks(domain, blocks));  // it copies them
     // Without room for them elsewhere, those that are left run again from their tokens.
     if (stuck && mover_->Pending() == 0) scheduler_->SetBlocks(domain, blocks);
     vacated = scheduler_->Vacated(domain, blocks) && mover_->Pending() == 0;
