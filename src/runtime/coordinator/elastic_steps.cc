@@ -36,8 +36,8 @@ void ElasticEngine::Loop() {
       if (stopping_) break;
       continue;
     }
-    Deliver();
     PublishStats();
+    Deliver();
     last_step_end_ = 0;
     devices_ended_ = 0;
     std::unique_lock lock(mutex_);
@@ -177,8 +177,10 @@ void ElasticEngine::RunStep(const core::StepPlan& plan) {
   const std::uint32_t step = header.step + 1;
   WriteStep(plan, step);
   for (const DeviceId member : placement_.members()) exchange_->device(member.value).go.Set(step);
-  Deliver();  // while the devices compute: nobody waits for what clients are told of the step before
+  // While the devices compute: nobody waits for what clients are told of the step before. Counted first: who
+  // has been told of a token finds its step in the metrics.
   PublishStats();
+  Deliver();
   const bool ended = AwaitStep(step);
   steps_ended_.store(step, std::memory_order_release);
   if (!ended) {
