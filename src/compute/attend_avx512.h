@@ -93,21 +93,70 @@ class Fetch {
   std::size_t bytes_, at_ = 0;
 };
 
-// The running softmax of one query.
+constexpr float kLog2E = 1.44269504F;
+
+// 2^x of x <= 0 (-inf: 0), to 3e-6: the Taylor series of 2^r, r in [-1/2, 1/2], as weights are rounded to
+// bf16 anyhow.
+[[gnu::always_inline]] inline __m512 Exp2(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-200.0F));
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(1.33335581e-3F);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61812911e-3F));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55041087e-2F));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40226507e-1F));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93147181e-1F));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0F));
+  return _mm512_scalef_ps(p, n);
+}
+
+// The running softmax of one query, to base 2.
 struct Softmax {
   float largest = 0;
   float sum = 0;
-  float rescale = 1;                 // of what earlier spans left in the output
-  int first = 0, seen = 0;           // of the present span's tokens the query sees [first, seen)
-  alignas(64) float weights[kSpan];  // of the present span's tokens
+  float rescale = 1;                // of what earlier spans left in the output
+  int first = 0, seen = 0;          // of the present span's tokens the query sees [first, seen)
+  alignas(64) Bf16 weights[kSpan];  // of the present span's tokens
 };
 
-// scores[query][block] = q . k, unscaled, of kBlocks blocks.
+// Takes in the scores (q . k) of blocks [first_block, first_block + kBlocks) of the present span. Lanes that
+// the query does not see hold anything, NaN included: they never enter. What is added up are the weights as
+// they are multiplied with values, rounded.
+template <int kBlocks>
+[[gnu::always_inline]] inline void Advance(const __m512* scores, int first_block, float scale,
+                                           Softmax& softmax) {
+  __m512 scaled[kBlocks];
+  __mmask16 valid[kBlocks];
+  __m512 most = _mm512_set1_ps(softmax.largest);
+  for (int b = 0; b < kBlocks; ++b) {
+    const int begin = (first_block + b) * kBlockTokens;
+    valid[b] = static_cast<__mmask16>(FirstLanes(std::max(0, softmax.seen - begin)) &
+                                      ~FirstLanes(std::max(0, softmax.first - begin)));
+    scaled[b] = _mm512_mul_ps(scores[b], _mm512_set1_ps(scale));
+    most = _mm512_mask_max_ps(most, valid[b], most, scaled[b]);
+  }
+  const float largest = _mm512_reduce_max_ps(most);
+  const __m512 shift = _mm512_set1_ps(largest);
+  __m512 sum = _mm512_setzero_ps();
+  for (int b = 0; b < kBlocks; ++b) {
+    const __m256i p = Bf16Of(_mm512_maskz_mov_ps(valid[b], Exp2(_mm512_sub_ps(scaled[b], shift))));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(softmax.weights + (first_block + b) * kBlockTokens), p);
+    sum = _mm512_add_ps(sum, FloatOf(p));
+  }
+  softmax.rescale =
+      largest == softmax.largest ? 1.0F : _mm512_cvtss_f32(Exp2(_mm512_set1_ps(softmax.largest - largest)));
+  softmax.sum = softmax.sum * softmax.rescale + _mm512_reduce_add_ps(sum);
+  softmax.largest = largest;
+}
+
+// Brings the softmax up to date with the span's kBlocks blocks.
 template <int kQueries, int kBlocks>
-inline void Score(const Bf16* const* keys, const Bf16 (*q)[kMaxHeadDim], int dim, Fetch& fetch,
-                  __m512 (*scores)[kSpanBlocks]) {
+inline void Score(const SpanBlocks& span, const Bf16 (*q)[kMaxHeadDim], int dim, float scale,
+                  Softmax* softmax, Fetch& fetch) {
   constexpr int kStep = 16;  // of dim between fetches
+  const Bf16* const* keys = span.keys + span.first;
   __m512 acc[kQueries][kBlocks];
+#pragma GCC unroll 4
   for (int i = 0; i < kQueries; ++i)
     for (int b = 0; b < kBlocks; ++b) acc[i][b] = _mm512_setzero_ps();
   for (int begin = 0; begin < dim; begin += kStep) {
@@ -116,6 +165,7 @@ inline void Score(const Bf16* const* keys, const Bf16 (*q)[kMaxHeadDim], int dim
     for (int d = begin; d < end; d += 2) {
       __m512i key[kBlocks];
       for (int b = 0; b < kBlocks; ++b) key[b] = _mm512_loadu_si512(keys[b] + d * kBlockTokens);
+#pragma GCC unroll 4
       for (int i = 0; i < kQueries; ++i) {
         std::uint32_t both;
         std::memcpy(&both, q[i] + d, 4);
@@ -124,56 +174,24 @@ inline void Score(const Bf16* const* keys, const Bf16 (*q)[kMaxHeadDim], int dim
       }
     }
   }
+#pragma GCC unroll 4
   for (int i = 0; i < kQueries; ++i)
-    for (int b = 0; b < kBlocks; ++b) scores[i][b] = acc[i][b];
+    if (softmax[i].first < softmax[i].seen) Advance<kBlocks>(acc[i], span.first, scale, softmax[i]);
 }
 
 template <int kQueries>
-inline void ScoreSpan(const SpanBlocks& span, const Bf16 (*q)[kMaxHeadDim], int dim, Fetch& fetch,
-                      __m512 (*scores)[kSpanBlocks]) {
-  const Bf16* const* keys = span.keys + span.first;
+inline void ScoreSpan(const SpanBlocks& span, const Bf16 (*q)[kMaxHeadDim], int dim, float scale,
+                      Softmax* softmax, Fetch& fetch) {
   switch (span.count - span.first) {
     case 1:
-      return Score<kQueries, 1>(keys, q, dim, fetch, scores);
+      return Score<kQueries, 1>(span, q, dim, scale, softmax, fetch);
     case 2:
-      return Score<kQueries, 2>(keys, q, dim, fetch, scores);
+      return Score<kQueries, 2>(span, q, dim, scale, softmax, fetch);
     case 3:
-      return Score<kQueries, 3>(keys, q, dim, fetch, scores);
+      return Score<kQueries, 3>(span, q, dim, scale, softmax, fetch);
     default:
-      return Score<kQueries, 4>(keys, q, dim, fetch, scores);
+      return Score<kQueries, 4>(span, q, dim, scale, softmax, fetch);
   }
-}
-
-// Takes in the scores of blocks [first_block, blocks) of the present span. Lanes that the query does not see
-// hold anything, NaN included: they never enter.
-inline void Advance(const __m512* scores, int first_block, int blocks, float scale, Softmax& softmax) {
-  __m512 scaled[kSpanBlocks];
-  __mmask16 valid[kSpanBlocks];
-  __m512 most = _mm512_set1_ps(softmax.largest);
-  for (int b = first_block; b < blocks; ++b) {
-    const int begin = b * kBlockTokens;
-    valid[b] = static_cast<__mmask16>(FirstLanes(std::max(0, softmax.seen - begin)) &
-                                      ~FirstLanes(std::max(0, softmax.first - begin)));
-    scaled[b] = _mm512_mul_ps(scores[b - first_block], _mm512_set1_ps(scale));
-    most = _mm512_mask_max_ps(most, valid[b], most, scaled[b]);
-  }
-  const float largest = _mm512_reduce_max_ps(most);
-  __m512 sum = _mm512_setzero_ps();
-  for (int b = first_block; b < blocks; ++b) {
-    const __m512 p = _mm512_maskz_mov_ps(valid[b], Exp(_mm512_sub_ps(scaled[b], _mm512_set1_ps(largest))));
-    _mm512_store_ps(softmax.weights + b * kBlockTokens, p);
-    sum = _mm512_add_ps(sum, p);
-  }
-  softmax.rescale = _mm512_cvtss_f32(Exp(_mm512_set1_ps(softmax.largest - largest)));
-  softmax.sum = softmax.sum * softmax.rescale + _mm512_reduce_add_ps(sum);
-  softmax.largest = largest;
-}
-
-inline __m512 FirstOfPairs(__m512i pairs) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-}
-inline __m512 SecondOfPairs(__m512i pairs) {
-  return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 // out[d, d + 16 kChunks) = that * rescale + the weighted values of the span, for queries that see the same
@@ -181,53 +199,43 @@ inline __m512 SecondOfPairs(__m512i pairs) {
 template <int kQueries, int kChunks>
 inline void AddChunks(const SpanBlocks& span, int dim, int d, __mmask16 lanes, const Softmax* softmax,
                       const Query* queries, Fetch& fetch) {
-  const __mmask16 all = 0xffff;
+  const auto lanes_of = [&](int chunk) { return chunk + 1 < kChunks ? __mmask16(0xffff) : lanes; };
   __m512 part[kQueries][kChunks];
   for (int i = 0; i < kQueries; ++i)
     for (int c = 0; c < kChunks; ++c)
-      part[i][c] =
-          _mm512_mul_ps(_mm512_maskz_loadu_ps(c + 1 < kChunks ? all : lanes, queries[i].out + d + c * 16),
-                        _mm512_set1_ps(softmax[i].rescale));
+      part[i][c] = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes_of(c), queries[i].out + d + c * 16),
+                                 _mm512_set1_ps(softmax[i].rescale));
+  const auto add_pair = [&](const Bf16* values, int token, __m512i present) {
+    __m512i pairs[kChunks];
+    for (int c = 0; c < kChunks; ++c)
+      pairs[c] = _mm512_and_si512(_mm512_maskz_loadu_epi32(lanes_of(c), values + c * 32), present);
+    for (int i = 0; i < kQueries; ++i) {
+      std::uint32_t both;
+      std::memcpy(&both, softmax[i].weights + token, 4);
+      const __m512i weights = _mm512_set1_epi32(static_cast<int>(both));
+      for (int c = 0; c < kChunks; ++c) part[i][c] = DotBf16(part[i][c], pairs[c], weights);
+    }
+  };
   const int seen = softmax[0].seen;
   for (int b = softmax[0].first / kBlockTokens; b * kBlockTokens < seen; ++b) {
     fetch.Some();
     const Bf16* values = span.values[b] + d * 2;
     const int begin = b * kBlockTokens, tokens = std::min(kBlockTokens, seen - begin);
-    const float* weights[kQueries];
-    for (int i = 0; i < kQueries; ++i) weights[i] = softmax[i].weights + begin;
-    std::ptrdiff_t t = 0;
-    for (; t + 2 <= tokens; t += 2, values += dim * 2) {
-      __m512 first[kChunks], second[kChunks];
-      for (int c = 0; c < kChunks; ++c) {
-        const __m512i pairs = _mm512_maskz_loadu_epi32(c + 1 < kChunks ? all : lanes, values + c * 32);
-        first[c] = FirstOfPairs(pairs);
-        second[c] = SecondOfPairs(pairs);
-      }
-      for (int i = 0; i < kQueries; ++i) {
-        const __m512 weight = _mm512_set1_ps(weights[i][t]);
-        for (int c = 0; c < kChunks; ++c) part[i][c] = _mm512_fmadd_ps(weight, first[c], part[i][c]);
-        const __m512 next = _mm512_set1_ps(weights[i][t + 1]);
-        for (int c = 0; c < kChunks; ++c) part[i][c] = _mm512_fmadd_ps(next, second[c], part[i][c]);
-      }
-    }
-    if (t == tokens) continue;
-    for (int c = 0; c < kChunks; ++c) {  // what stands behind the last token never enters
-      const __m512 first =
-          FirstOfPairs(_mm512_maskz_loadu_epi32(c + 1 < kChunks ? all : lanes, values + c * 32));
-      for (int i = 0; i < kQueries; ++i)
-        part[i][c] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i][t]), first, part[i][c]);
-    }
+    int t = 0;
+    for (; t + 2 <= tokens; t += 2, values += dim * 2) add_pair(values, begin + t, _mm512_set1_epi32(-1));
+    if (t < tokens)
+      add_pair(values, begin + t, _mm512_set1_epi32(0xffff));  // what stands behind never enters
   }
   for (int i = 0; i < kQueries; ++i)
     for (int c = 0; c < kChunks; ++c)
-      _mm512_mask_storeu_ps(queries[i].out + d + c * 16, c + 1 < kChunks ? all : lanes, part[i][c]);
+      _mm512_mask_storeu_ps(queries[i].out + d + c * 16, lanes_of(c), part[i][c]);
 }
 
 template <int kQueries>
 inline void AddValues(const SpanBlocks& span, int dim, const Softmax* softmax, const Query* queries,
                       Fetch& fetch) {
   int d = 0;
-  for (; d + 32 <= dim; d += 32) AddChunks<kQueries, 2>(span, dim, d, 0xffff, softmax, queries, fetch);
+  for (; d + 64 <= dim; d += 64) AddChunks<kQueries, 4>(span, dim, d, 0xffff, softmax, queries, fetch);
   for (; d < dim; d += 16) AddChunks<kQueries, 1>(span, dim, d, FirstLanes(dim - d), softmax, queries, fetch);
 }
 
@@ -235,14 +243,11 @@ inline void AddValues(const SpanBlocks& span, int dim, const Softmax* softmax, c
 template <int kQueries>
 void AttendSpan(const SpanBlocks& span, int begin, const Bf16 (*q)[kMaxHeadDim], int dim, float scale,
                 const Query* queries, Softmax* softmax, Fetch& values_here, Fetch& keys_next) {
-  __m512 scores[kQueries][kSpanBlocks];
-  ScoreSpan<kQueries>(span, q, dim, values_here, scores);
   for (int i = 0; i < kQueries; ++i) {
-    Softmax& s = softmax[i];
-    s.first = std::max(0, queries[i].first - begin);
-    s.seen = std::min(kSpan, queries[i].tokens - begin);
-    if (s.first < s.seen) Advance(scores[i], span.first, span.count, scale, s);
+    softmax[i].first = std::max(0, queries[i].first - begin);
+    softmax[i].seen = std::min(kSpan, queries[i].tokens - begin);
   }
+  ScoreSpan<kQueries>(span, q, dim, scale * kLog2E, softmax, values_here);
   for (int i = 0; i < kQueries;) {
     const Softmax& s = softmax[i];
     const auto alike = [&](int j) {
@@ -287,7 +292,7 @@ void AttendUnitSpans(const KvCache& cache, int layer, const AttendUnit& unit, co
     const Query& query = unit.queries[i];
     ToActivation(query.q, dim, q[i]);
     std::memset(query.out, 0, std::size_t(dim) * sizeof(float));
-    softmax[i].largest = query.sink;
+    softmax[i].largest = query.sink * kLog2E;
     softmax[i].sum = query.sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
   }
   const Reach reach(unit);
@@ -302,7 +307,7 @@ void AttendUnitSpans(const KvCache& cache, int layer, const AttendUnit& unit, co
     }
     Fetch values_here(span.values + span.first, span.count - span.first, bytes, (dim + 15) / 16);
     Fetch keys_next(after.keys + after.first, after.count - after.first, bytes,
-                    (span.count - span.first) * ((dim + 31) / 32));
+                    (span.count - span.first) * ((dim + 63) / 64));
     for (int i = 0; i < count;) {
       const int left = count - i;
       if (left >= 4) {

@@ -102,23 +102,27 @@ void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& 
   }
 }
 
-// A tile of the router: each logit is one register of 16 partial sums, added up in one fixed tree.
+// A tile of the router: each logit is one register of 16 partial sums, added up in one fixed tree. Left to
+// itself GCC 12 keeps a loop over the sums, and then the sums in memory.
 template <int kRows, int kExperts>
 void RouterTile(const float* x, const float* w, int experts, int hidden, float* logits) {
-  __m512 acc[kRows][kExperts];
-  for (int r = 0; r < kRows; ++r)
-    for (int e = 0; e < kExperts; ++e) acc[r][e] = _mm512_setzero_ps();
+  constexpr int kSums = kRows * kExperts;
+  __m512 acc[kSums];
+#pragma GCC unroll 16
+  for (int s = 0; s < kSums; ++s) acc[s] = _mm512_setzero_ps();
   for (int i = 0; i < hidden; i += 16) {
     const __mmask16 lanes = FirstLanes(hidden - i);
     __m512 in[kRows];
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) in[r] = _mm512_maskz_loadu_ps(lanes, x + std::size_t(r) * hidden + i);
-    for (int e = 0; e < kExperts; ++e) {
-      const __m512 weight = _mm512_maskz_loadu_ps(lanes, w + std::size_t(e) * hidden + i);
-      for (int r = 0; r < kRows; ++r) acc[r][e] = _mm512_fmadd_ps(in[r], weight, acc[r][e]);
-    }
+#pragma GCC unroll 16
+    for (int s = 0; s < kSums; ++s)
+      acc[s] = _mm512_fmadd_ps(in[s % kRows],
+                               _mm512_maskz_loadu_ps(lanes, w + std::size_t(s / kRows) * hidden + i), acc[s]);
   }
-  for (int r = 0; r < kRows; ++r)
-    for (int e = 0; e < kExperts; ++e) logits[std::size_t(r) * experts + e] = _mm512_reduce_add_ps(acc[r][e]);
+#pragma GCC unroll 16
+  for (int s = 0; s < kSums; ++s)
+    logits[std::size_t(s % kRows) * experts + s / kRows] = _mm512_reduce_add_ps(acc[s]);
 }
 
 template <int kRows>
