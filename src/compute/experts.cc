@@ -1,6 +1,9 @@
 // RunExperts: plan pieces, gather rows, gate and up, down.
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstring>
+#include <numeric>
 
 #include "compute/forward.h"
 #include "compute/quantized_row.h"
@@ -29,6 +32,26 @@ class Carver {
  private:
   std::uintptr_t base_;
   std::size_t used_ = 0;
+};
+
+// Numbers [0, count), each taken once: by some threads from the front, by the others from the back.
+class BothEnds {
+ public:
+  explicit BothEnds(int count) : left_(static_cast<std::uint32_t>(count)) {}
+  // -1: none is left.
+  int Take(bool front) {
+    std::uint64_t now = left_.load(std::memory_order_relaxed);
+    for (;;) {
+      const std::uint64_t first = now >> 32, end = now & 0xffffffff;
+      if (first == end) return -1;
+      const std::uint64_t then = front ? (first + 1) << 32 | end : first << 32 | (end - 1);
+      if (left_.compare_exchange_weak(now, then, std::memory_order_relaxed))
+        return static_cast<int>(front ? first : end - 1);
+    }
+  }
+
+ private:
+  std::atomic<std::uint64_t> left_;  // first << 32 | end
 };
 
 // Distance of rows in memory: whole cache lines, and never such that all rows fall on the same few sets of a
@@ -71,13 +94,17 @@ class ExpertRun {
     Plan();
     if (gather_) Gather();
     // Where every expert is one piece, a thread runs it from front to back: its weights are one stream, and
-    // nobody waits in between.
+    // nobody waits in between. Experts of many rows compute, those of few read memory: half of the threads
+    // begin with these, so that neither the arithmetic nor the memory waits for the other.
     const auto visited =
         std::ranges::count_if(batches_, [](const auto& batch) { return !batch.rows.empty(); });
     if (gate_count_ == visited && down_count_ == visited) {
-      threads_.Run(gate_count_, [&](int i) {
-        RunGateUp(gate_pieces_[i]);
-        RunDown(down_pieces_[i]);
+      BothEnds pieces(gate_count_);
+      threads_.Run(std::min(threads_.Size(), gate_count_), [&](int thread) {
+        for (int i; (i = pieces.Take(thread % 2 == 0)) >= 0;) {
+          RunGateUp(gate_pieces_[i]);
+          RunDown(down_pieces_[i]);
+        }
       });
       return;
     }
@@ -124,6 +151,7 @@ class ExpertRun {
     gate_pieces_ = carver.Take<Piece>(most_pieces_);
     down_pieces_ = carver.Take<Piece>(most_pieces_);
     first_row_ = carver.Take<std::size_t>(batches_.size());
+    order_ = carver.Take<int>(batches_.size());
     in_ = carver.Take<const void*>(rows_);
     hidden_ = carver.Take<void*>(rows_);
     out_ = carver.Take<float*>(rows_);
@@ -131,8 +159,13 @@ class ExpertRun {
   }
 
   void Plan() {
+    std::iota(order_, order_ + batches_.size(), 0);
+    std::sort(order_, order_ + batches_.size(), [&](int a, int b) {
+      return std::pair(batches_[b].rows.size(), a) < std::pair(batches_[a].rows.size(), b);
+    });
     std::size_t row = 0;
-    for (std::size_t b = 0; b < batches_.size(); ++b) {
+    for (std::size_t i = 0; i < batches_.size(); ++i) {
+      const int b = order_[i];
       const ExpertBatch& batch = batches_[b];
       first_row_[b] = row;
       for (const ExpertRow& visit : batch.rows) {
@@ -142,9 +175,8 @@ class ExpertRun {
         ++row;
       }
       if (batch.rows.empty()) continue;
-      Cut(static_cast<int>(b), PanelsOf(batch.weights.gate.n), GateCost(batch), quantized_ ? 2 : 1,
-          gate_pieces_, gate_count_);
-      Cut(static_cast<int>(b), PanelsOf(spec_.hidden), DownCost(batch), 1, down_pieces_, down_count_);
+      Cut(b, PanelsOf(batch.weights.gate.n), GateCost(batch), quantized_ ? 2 : 1, gate_pieces_, gate_count_);
+      Cut(b, PanelsOf(spec_.hidden), DownCost(batch), 1, down_pieces_, down_count_);
     }
   }
 
@@ -196,6 +228,7 @@ class ExpertRun {
   Piece* gate_pieces_ = nullptr;
   Piece* down_pieces_ = nullptr;
   std::size_t* first_row_ = nullptr;  // [batches]
+  int* order_ = nullptr;              // [batches], those of most rows first
   const void** in_ = nullptr;         // [rows]
   void** hidden_ = nullptr;
   float** out_ = nullptr;
