@@ -61,6 +61,9 @@ void RegisterCalibrate(CLI::App& app, Action& action) {
   sub->add_option("--threads-per-device", options->threads_per_device)
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  sub->add_option("--rounds", options->rounds, "Rounds of every measurement; their medians count")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
   sub->add_flag("--domain-per-device", options->domain_per_device, "A memory domain a device");
   sub->add_option("--serve-flag", options->serve_flags, "Passed on to serve");
   sub->add_flag("--json", *json, "The profile on stdout instead of the table");

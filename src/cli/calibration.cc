@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <iterator>
+#include <span>
 #include <thread>
 
 #include "cli/client.h"
@@ -16,15 +18,17 @@ namespace {
 
 constexpr TimeNs kStartTimeout = 600'000'000'000;
 constexpr int kPrompt = 16, kOutput = 64;
-constexpr int kScalings = 3;
 // Times that every point is shown to the fit: enough that its prior counts little.
-constexpr int kRounds = 100;
+constexpr int kShown = 100;
 // A remapped page costs no copy, so the link is as good as none.
 constexpr double kRemapped = 1e15;
 
-double MedianSeconds(Samples& milliseconds) {
-  return milliseconds.Count() > 0 ? milliseconds.Percentile(50) * 1e-3 : 0;
+double MedianMs(Samples& milliseconds) {
+  return milliseconds.Count() > 0 ? milliseconds.Percentile(50) : 0;
 }
+
+constexpr int kDecodeRows[] = {1, 2, 4, 8, 16};
+constexpr int kPromptRows[] = {8, 64, 256};
 
 // Decode steps of `rows` sequences at `devices`.
 core::StepShape DecodeShape(const sim::ModelShape& model, int rows, int devices) {
@@ -33,7 +37,8 @@ core::StepShape DecodeShape(const sim::ModelShape& model, int rows, int devices)
           .rows = busiest,
           .expert_rows = static_cast<double>(rows) / devices,
           .experts = core::ExpertsTouched(model.experts, model.top_k, devices, rows) * model.moe_layers,
-          .kv_bytes = busiest * (kPrompt + kOutput / 2.0) * model.kv_token_bytes};
+          .kv_bytes = busiest * (kPrompt + kOutput / 2.0) * model.kv_token_bytes,
+          .tokens = static_cast<double>(rows)};
 }
 
 core::StepShape PrefillShape(const sim::ModelShape& model, int rows, int devices) {
@@ -41,24 +46,33 @@ core::StepShape PrefillShape(const sim::ModelShape& model, int rows, int devices
           .rows = static_cast<double>(rows),
           .expert_rows = static_cast<double>(rows) / devices,
           .experts = core::ExpertsTouched(model.experts, model.top_k, devices, rows) * model.moe_layers,
-          .kv_bytes = rows * model.kv_token_bytes};
+          .kv_bytes = rows * model.kv_token_bytes,
+          .tokens = 1};
 }
 
-Status MeasureSteps(MeasuredServer& server, const sim::ModelShape& model, int devices,
-                    std::vector<CalibrationPoint>& points,
-                    const std::function<void(const std::string&)>& say) {
-  for (const int rows : {1, 2, 4, 8, 16}) {
-    say(fmt::format("{} device{}: decoding {} sequences", devices, devices == 1 ? "" : "s", rows));
+// The points that are measured at `devices`, without times yet.
+std::vector<CalibrationPoint> PointsAt(const sim::ModelShape& model, int devices) {
+  std::vector<CalibrationPoint> points;
+  for (const int rows : kDecodeRows)
+    points.push_back({.what = fmt::format("decode, {} rows, {} devices", rows, devices),
+                      .shape = DecodeShape(model, rows, devices)});
+  for (const int rows : kPromptRows)
+    points.push_back({.what = fmt::format("prompt, {} rows, {} devices", rows, devices),
+                      .prompt = true,
+                      .shape = PrefillShape(model, rows, devices)});
+  return points;
+}
+
+// Adds a time to each of the points of one size.
+Status MeasureSteps(MeasuredServer& server, std::span<CalibrationPoint> points) {
+  CalibrationPoint* point = points.data();
+  for (const int rows : kDecodeRows) {
     EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(kPrompt, kOutput, rows, std::max(4, 3 * rows)));
-    const double seconds = MedianSeconds(report.tpot_ms);
-    points.push_back({fmt::format("decode, {} rows, {} devices", rows, devices), false,
-                      DecodeShape(model, rows, devices), seconds});
+    point++->times_ms.Add(MedianMs(report.tpot_ms));
   }
-  for (const int rows : {8, 64, 256}) {
-    say(fmt::format("{} device{}: a prompt of {}", devices, devices == 1 ? "" : "s", rows));
+  for (const int rows : kPromptRows) {
     EM_ASSIGN_OR_RETURN(LoadReport report, server.Closed(rows, 2, 1, 12));
-    points.push_back({fmt::format("prompt, {} rows, {} devices", rows, devices), true,
-                      PrefillShape(model, rows, devices), MedianSeconds(report.ttft_ms)});
+    point++->times_ms.Add(MedianMs(report.ttft_ms));
   }
   return {};
 }
@@ -74,7 +88,7 @@ void Fit(const sim::ModelShape& model, Calibration& out) {
   };
   for (int pass = 0; pass < kPasses; ++pass) {
     core::StepCostLearner learner(prior);
-    for (int round = 0; round < kRounds; ++round)
+    for (int round = 0; round < kShown; ++round)
       for (const CalibrationPoint& one : out.points) learner.Observe(one.shape, step_s(one));
     out.profile.measured = learner.cost();
     Samples rest;
@@ -114,6 +128,9 @@ Expected<std::unique_ptr<MeasuredServer>> MeasuredServer::Start(const Calibratio
 LoadOptions MeasuredServer::Load() const {
   LoadOptions load;
   load.model = model_;
+  // Other prompts each time: none is found in the prefix cache.
+  static std::uint64_t seed = 0;
+  load.shape.seed = ++seed;
   if (vocab_ > 0) {
     load.shape.first_id = vocab_ > 400 ? 100 : 0;
     load.shape.end_id = vocab_;
@@ -126,9 +143,6 @@ Expected<LoadReport> MeasuredServer::Closed(int input_tokens, int output_tokens,
   LoadOptions load = Load();
   load.shape.input = {input_tokens, input_tokens};
   load.shape.output = {output_tokens, output_tokens};
-  // Other prompts each time: none is found in the prefix cache.
-  static std::uint64_t seed = 1;
-  load.shape.seed = ++seed;
   load.concurrency = concurrency;
   load.requests = static_cast<std::uint64_t>(requests);
   LoadReport report = Summarize(LoadRun(loop_, *client_, std::move(load)).Run(), {});
@@ -138,12 +152,11 @@ Expected<LoadReport> MeasuredServer::Closed(int input_tokens, int output_tokens,
   return report;
 }
 
-Expected<LoadReport> MeasuredServer::Open(const LoadShape& shape, double per_s, double seconds) {
+Expected<LoadReport> MeasuredServer::Open(int input_tokens, int output_tokens, Arrivals arrivals) {
   LoadOptions load = Load();
-  load.shape.seed = shape.seed;
-  load.shape.input = shape.input;
-  load.shape.output = shape.output;
-  load.arrivals = Arrivals::Poisson({{per_s, seconds}}, shape.seed);
+  load.shape.input = {input_tokens, input_tokens};
+  load.shape.output = {output_tokens, output_tokens};
+  load.arrivals = std::move(arrivals);
   LoadReport report = Summarize(LoadRun(loop_, *client_, std::move(load)).Run(), {});
   if (report.completed == 0 || report.failed > 0)
     return Fail(ErrorCode::kUnavailable, "measuring: failed={} of {} requests ({})", report.failed,
@@ -181,7 +194,8 @@ Expected<sim::ModelShape> ModelShapeOf(const std::string& directory) {
 }
 
 Expected<Calibration> Calibrate(const CalibrationOptions& options,
-                                const std::function<void(const std::string&)>& say) {
+                                const std::function<void(const std::string&)>& say,
+                                const BesideCalibration& beside) {
   Calibration out;
   EM_ASSIGN_OR_RETURN(const sim::ModelShape model, ModelShapeOf(options.model));
   EM_ASSIGN_OR_RETURN(out.profile, sim::ProfileOf("cpu-core"));
@@ -196,20 +210,24 @@ Expected<Calibration> Calibrate(const CalibrationOptions& options,
   out.profile.boot_s = server->start_s();
   out.profile.host_bytes_s = out.profile.disk_bytes_s = kRemapped;
   EM_ASSIGN_OR_RETURN(LoadReport warm, server->Closed(kPrompt, kOutput, 4, 8));
-  for (int devices = 1; devices <= options.devices; ++devices) {
-    if (devices > 1) {
-      say(fmt::format("{} to {} devices and back", devices - 1, devices));
-      for (int i = 0; i < kScalings; ++i) {
+  for (int devices = 1; devices <= options.devices; ++devices)
+    std::ranges::move(PointsAt(model, devices), std::back_inserter(out.points));
+  const std::size_t points_a_size = out.points.size() / options.devices;
+  for (int round = 0; round < options.rounds; ++round) {
+    for (int devices = 1; devices <= options.devices; ++devices) {
+      say(fmt::format("round {} of {}: {} device{}", round + 1, options.rounds, devices,
+                      devices == 1 ? "" : "s"));
+      if (devices > 1) {
         EM_ASSIGN_OR_RETURN(const double seconds, server->Scale(devices));
         out.scaling_s.push_back(seconds);
-        if (i + 1 < kScalings) {
-          EM_ASSIGN_OR_RETURN(const double back, server->Scale(devices - 1));
-          (void)back;
-        }
       }
+      EM_RETURN_IF_ERROR(
+          MeasureSteps(*server, std::span(out.points).subspan((devices - 1) * points_a_size, points_a_size)));
+      if (beside) EM_RETURN_IF_ERROR(beside(*server, devices, round));
     }
-    EM_RETURN_IF_ERROR(MeasureSteps(*server, model, devices, out.points, say));
+    if (options.devices > 1) EM_RETURN_IF_ERROR(server->Scale(1));
   }
+  for (CalibrationPoint& one : out.points) one.measured_s = MedianMs(one.times_ms) * 1e-3;
   if (!out.scaling_s.empty()) {
     // The first growth: it touches memory that later ones find ready, and a server rarely grows twice in a
     // row.

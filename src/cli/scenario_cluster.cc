@@ -27,6 +27,7 @@ constexpr std::array kFields = {
     Field{"host_bytes_s", &ClusterProfile::host_bytes_s, true},
     Field{"step_s", &ClusterProfile::step_s, false},
     Field{"peer_s", &ClusterProfile::peer_s, false},
+    Field{"token_s", &ClusterProfile::token_s, false},
     Field{"request_s", &ClusterProfile::request_s, false},
     Field{"idle_watts", &ClusterProfile::idle_watts, false},
     Field{"busy_watts", &ClusterProfile::busy_watts, false},
@@ -48,6 +49,7 @@ constexpr std::array kStepFields = {StepField{"fixed_s", &core::StepCost::fixed_
                                     StepField{"expert_row_s", &core::StepCost::expert_row_s},
                                     StepField{"expert_s", &core::StepCost::expert_s},
                                     StepField{"kv_byte_s", &core::StepCost::kv_byte_s},
+                                    StepField{"token_s", &core::StepCost::token_s},
                                     StepField{"peer_s", &core::StepCost::peer_s}};
 
 Expected<ClusterProfile> Read(const Json& json, const std::filesystem::path& base, int depth) {
@@ -55,12 +57,12 @@ Expected<ClusterProfile> Read(const Json& json, const std::filesystem::path& bas
       const ScenarioReader reader,
       ScenarioReader::Make(
           json, "cluster",
-          {"profile",       "notes",           "devices",      "tensor_parallel", "devices_per_node",
-           "memory_bytes",  "kv_memory_bytes", "flops",        "memory_bytes_s",  "link_bytes_s",
-           "node_bytes_s",  "disk_bytes_s",    "host_bytes_s", "step_s",          "peer_s",
-           "request_s",     "idle_watts",      "busy_watts",   "attach_s",        "boot_s",
-           "boot_device_s", "warmup_layer_s",  "kv_init_s",    "allocator_s",     "allocator_share",
-           "measured"}));
+          {"profile",         "notes",           "devices",        "tensor_parallel", "devices_per_node",
+           "memory_bytes",    "kv_memory_bytes", "flops",          "memory_bytes_s",  "link_bytes_s",
+           "node_bytes_s",    "disk_bytes_s",    "host_bytes_s",   "step_s",          "peer_s",
+           "token_s",         "request_s",       "idle_watts",     "busy_watts",      "attach_s",
+           "boot_s",          "boot_device_s",   "warmup_layer_s", "kv_init_s",       "allocator_s",
+           "allocator_share", "measured"}));
   EM_ASSIGN_OR_RETURN(const std::string name, reader.Text("profile"));
   ClusterProfile out;
   if (name.ends_with(".json")) {
@@ -92,7 +94,7 @@ Expected<ClusterProfile> Read(const Json& json, const std::filesystem::path& bas
     EM_ASSIGN_OR_RETURN(const ScenarioReader measured,
                         ScenarioReader::Make(reader["measured"], "cluster.measured",
                                              {"model", "fixed_s", "row_s", "expert_row_s", "expert_s",
-                                              "kv_byte_s", "peer_s"}));
+                                              "kv_byte_s", "token_s", "peer_s"}));
     core::StepCost cost;
     for (const StepField& field : kStepFields) {
       EM_ASSIGN_OR_RETURN(cost.*field.value, measured.Number(field.key, 0, 1e6));

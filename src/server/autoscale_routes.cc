@@ -67,6 +67,7 @@ Json ToJson(const Autoscaler::State& state) {
             {"expert_row_s", state.cost.expert_row_s},
             {"expert_s", state.cost.expert_s},
             {"kv_byte_s", state.cost.kv_byte_s},
+            {"token_s", state.cost.token_s},
             {"peer_s", state.cost.peer_s}}},
           {"last", ToJson(state.last, now)},
           {"decisions", std::move(decisions)}};

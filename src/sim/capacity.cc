@@ -107,8 +107,8 @@ Expected<CapacityResult> RunCapacity(const CapacityInput& given) {
   policy.stopped_s = StoppedSeconds(cluster, input.strategy, usual.latency_s, usual.copy_s);
   // The autoscaler is not told the truth: it starts half wrong and learns from the steps.
   core::StepCost prior = CostOf(cluster, model);
-  for (double* one :
-       {&prior.fixed_s, &prior.row_s, &prior.expert_row_s, &prior.expert_s, &prior.kv_byte_s, &prior.peer_s})
+  for (double* one : {&prior.fixed_s, &prior.row_s, &prior.expert_row_s, &prior.expert_s, &prior.kv_byte_s,
+                      &prior.token_s, &prior.peer_s})
     *one *= 1.5;
   const EngineLimits limits{.max_step_rows = input.max_step_rows,
                             .max_running = input.max_running,
@@ -139,7 +139,8 @@ double AloneAttainment(const CapacityInput& given, int devices) {
          .rows = rows,
          .expert_rows = rows / groups,
          .experts = core::ExpertsTouched(model.experts, model.top_k, groups, rows) * model.moe_layers,
-         .kv_bytes = context * model.kv_token_bytes});
+         .kv_bytes = context * model.kv_token_bytes,
+         .tokens = 1});
   };
   int met = 0;
   for (const SimRequest& one : given.requests) {

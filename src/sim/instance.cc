@@ -73,21 +73,7 @@ bool Instance::StartStep(double now_s, double slowdown, std::vector<RequestId>& 
   for (const core::TokenEvent& event : plan.failed) failed.push_back(event.request);
   if (plan.Empty()) return false;
   plan_ = std::move(plan);
-  shape_ = {.devices = devices_};
-  double all_rows = 0;
-  for (const core::DevicePlan& device : plan_.devices) {
-    double rows = 0, kv = 0;
-    for (const core::SequenceStep& one : device.sequences) {
-      rows += one.rows;
-      kv += one.start_position + one.rows;
-    }
-    all_rows += rows;
-    shape_.rows = std::max(shape_.rows, rows);
-    shape_.kv_bytes = std::max(shape_.kv_bytes, kv * serving_.kv_token_bytes);
-  }
-  shape_.expert_rows = all_rows / devices_;
-  shape_.experts =
-      core::ExpertsTouched(serving_.experts, serving_.top_k, devices_, all_rows) * serving_.moe_layers;
+  shape_ = core::ShapeOf(plan_, serving_, devices_);
   seconds_ = cost_.Seconds(shape_);
   step_end_ = now_s + std::max(1e-9, seconds_ * slowdown);
   return true;

@@ -86,6 +86,7 @@ Expected<ClusterProfile> ProfileOf(std::string_view name) {
        .host_bytes_s = 3.2e9,
        .step_s = 1e-4,
        .peer_s = 1e-5,
+       .token_s = 1e-4,
        .idle_watts = 2,
        .busy_watts = 8,
        .attach_s = 0.01,
@@ -145,6 +146,7 @@ core::StepCost CostOf(const ClusterProfile& cluster, const ModelShape& model) {
           .expert_row_s = model.expert_row_flops / cluster.flops,
           .expert_s = static_cast<double>(model.expert_bytes) / cluster.memory_bytes_s,
           .kv_byte_s = 1 / cluster.memory_bytes_s,
+          .token_s = cluster.token_s,
           .peer_s = cluster.peer_s};
 }
 

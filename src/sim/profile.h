@@ -29,6 +29,7 @@ struct ClusterProfile {
   double host_bytes_s = 0;     // of the checkpoint, into one device
   double step_s = 0;           // of a step without rows: launches, scheduling
   double peer_s = 0;           // a step, for each device beyond the first
+  double token_s = 0;          // a step, for each token that it gives, where the coordinator shares its cores
   double request_s = 0;        // of a request outside of steps (connection, text); part of its TTFT
   double idle_watts = 0;       // stated power model: what waits draws this,
   double busy_watts = 0;       // what runs a step this

@@ -22,6 +22,25 @@ double RunningLimit(const ServingShape& shape, const Load& load, int devices) {
 
 }  // namespace
 
+StepShape ShapeOf(const StepPlan& plan, const ServingShape& shape, int devices) {
+  StepShape out{.devices = devices};
+  double all_rows = 0;
+  for (const DevicePlan& device : plan.devices) {
+    double rows = 0, context = 0;
+    for (const SequenceStep& one : device.sequences) {
+      rows += one.rows;
+      context += one.start_position + one.rows;
+      out.tokens += one.sample;
+    }
+    all_rows += rows;
+    out.rows = std::max(out.rows, rows);
+    out.kv_bytes = std::max(out.kv_bytes, context * shape.kv_token_bytes);
+  }
+  out.expert_rows = all_rows / devices;
+  out.experts = ExpertsTouched(shape.experts, shape.top_k, devices, all_rows) * shape.moe_layers;
+  return out;
+}
+
 double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& load, int devices,
                    double running, double prefill) {
   const double rows = running + prefill;
@@ -33,7 +52,8 @@ double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& 
        .rows = std::max(std::ceil(running / devices - 1e-9), running / devices) + prefill / devices,
        .expert_rows = rows / devices,
        .experts = touched,
-       .kv_bytes = running / devices * context * shape.kv_token_bytes});
+       .kv_bytes = running / devices * context * shape.kv_token_bytes,
+       .tokens = running + prefill / std::max(1.0, load.prompt_tokens)});
 }
 
 Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load& load, const SloTarget& slo,

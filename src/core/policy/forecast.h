@@ -9,6 +9,7 @@
 
 #include "core/policy/load_estimator.h"
 #include "core/policy/step_cost.h"
+#include "core/schedule/scheduler.h"
 
 namespace elasticmoe::core {
 
@@ -43,6 +44,9 @@ struct Forecast {
 // that run already.
 Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load& load, const SloTarget& slo,
                     int devices, double backlog_tokens, double running_now = 0);
+
+// What a planned step on `devices` devices makes of the cost.
+StepShape ShapeOf(const StepPlan& plan, const ServingShape& shape, int devices);
 
 // Seconds of a step with `running` decode rows and `prefill` prompt rows over all devices.
 double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& load, int devices,

@@ -18,6 +18,7 @@ const StepCost kCost{.fixed_s = 0.01,
                      .expert_row_s = 1e-4,
                      .expert_s = 2e-5,
                      .kv_byte_s = 1e-11,
+                     .token_s = 5e-5,
                      .peer_s = 2e-4};
 const ServingShape kShape{.moe_layers = 10,
                           .experts = 64,
@@ -32,6 +33,7 @@ TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
                            .expert_row_s = 1e-3,
                            .expert_s = 1e-4,
                            .kv_byte_s = 1e-10,
+                           .token_s = 1e-3,
                            .peer_s = 1e-3});
   Rng rng(1);
   for (int i = 0; i < 3000; ++i) {
@@ -39,10 +41,12 @@ TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
                           .rows = 1 + rng.Uniform() * 200,
                           .expert_rows = 1 + rng.Uniform() * 100,
                           .experts = rng.Uniform() * 600,
-                          .kv_bytes = rng.Uniform() * 1e9};
+                          .kv_bytes = rng.Uniform() * 1e9,
+                          .tokens = rng.Uniform() * 100};
     learner.Observe(shape, kCost.Seconds(shape));
   }
-  const StepShape unseen{.devices = 8, .rows = 100, .expert_rows = 90, .experts = 80, .kv_bytes = 5e8};
+  const StepShape unseen{
+      .devices = 8, .rows = 100, .expert_rows = 90, .experts = 80, .kv_bytes = 5e8, .tokens = 200};
   EXPECT_NEAR(learner.cost().Seconds(unseen) / kCost.Seconds(unseen), 1.0, 0.05);
 }
 
@@ -179,7 +183,8 @@ struct Loop {
                             .rows = (running + prefill) / devices,
                             .expert_rows = (running + prefill) / devices,
                             .experts = ExpertsTouched(64, 6, devices, running + prefill) * 10,
-                            .kv_bytes = running / devices * 600 * 1e5};
+                            .kv_bytes = running / devices * 600 * 1e5,
+                            .tokens = static_cast<double>(stepping.size())};
       const double t = running + prefill > 0 ? kCost.Seconds(shape) : 0.05;
       if (running + prefill > 0) policy.Stepped(shape, t);
       now += t;

@@ -6,12 +6,18 @@
 namespace elasticmoe::core {
 namespace {
 
-std::array<double, 6> Terms(const StepShape& shape) {
-  return {1.0,           shape.rows,     shape.expert_rows,
-          shape.experts, shape.kv_bytes, static_cast<double>(shape.devices - 1)};
+std::array<double, 7> Terms(const StepShape& shape) {
+  return {1.0,
+          shape.rows,
+          shape.expert_rows,
+          shape.experts,
+          shape.kv_bytes,
+          shape.tokens,
+          static_cast<double>(shape.devices - 1)};
 }
-std::array<double, 6> Coefficients(const StepCost& cost) {
-  return {cost.fixed_s, cost.row_s, cost.expert_row_s, cost.expert_s, cost.kv_byte_s, cost.peer_s};
+std::array<double, 7> Coefficients(const StepCost& cost) {
+  return {cost.fixed_s,   cost.row_s,   cost.expert_row_s, cost.expert_s,
+          cost.kv_byte_s, cost.token_s, cost.peer_s};
 }
 
 }  // namespace
@@ -66,7 +72,7 @@ void StepCostLearner::Solve() {
     }
   }
   for (int i = 0; i < kTerms; ++i) x[i] *= scale_[i];
-  cost_ = {x[0], x[1], x[2], x[3], x[4], x[5]};
+  cost_ = {x[0], x[1], x[2], x[3], x[4], x[5], x[6]};
 }
 
 double ExpertsTouched(int experts, int top_k, int devices, double rows) {

@@ -1,13 +1,14 @@
 // What a step costs at a size, learned while serving. Pure; not thread-safe.
 //
 //   seconds = fixed + row * rows + expert_row * expert_rows + expert * experts + kv * kv_bytes
-//             + peer * (devices - 1)
+//             + token * tokens + peer * (devices - 1)
 //
-// All are those of one device (the busiest: ranks move layer by layer together), so one set of coefficients
-// holds for all sizes and a size that never ran can be forecast. A sequence's rows are its own device's alone
-// but for their experts, which all devices compute: a long prompt alone is faster on two devices, though not
-// twice. `peer` is what a device more costs each step (barrier, dispatch); it is why widening can lower the
-// throughput.
+// Rows, experts and KV are those of one device (the busiest: ranks move layer by layer together), so one set
+// of coefficients holds for all sizes and a size that never ran can be forecast. A sequence's rows are its
+// own device's alone but for their experts, which all devices compute: a long prompt alone is faster on two
+// devices, though not twice. Tokens are those of all devices: one coordinator sends them, and where it shares
+// the cores of the workers, they wait for it; a prompt's rows, but for the last, give none. `peer` is what a
+// device more costs each step (barrier, dispatch). The last two are why widening can lower the throughput.
 #pragma once
 
 #include <array>
@@ -20,6 +21,7 @@ struct StepShape {
   double expert_rows = 0;  // of all devices, over their number
   double experts = 0;      // (layer, expert) pairs whose weights one device reads
   double kv_bytes = 0;     // that one device reads
+  double tokens = 0;       // that the step gives, of all devices
 };
 
 struct StepCost {
@@ -28,6 +30,7 @@ struct StepCost {
   double expert_row_s = 0;
   double expert_s = 0;
   double kv_byte_s = 0;
+  double token_s = 0;
   double peer_s = 0;
 
   double Seconds(const StepShape& shape) const;
@@ -45,7 +48,7 @@ class StepCostLearner {
   long long observed() const { return observed_; }
 
  private:
-  static constexpr int kTerms = 6;
+  static constexpr int kTerms = 7;
   static constexpr double kPriorSteps = 8;
   void Solve();
 

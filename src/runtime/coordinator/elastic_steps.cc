@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "core/policy/forecast.h"
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
@@ -215,27 +216,19 @@ void ElasticEngine::CountStepTime() {
 }
 
 void ElasticEngine::NoteStep(const core::StepPlan& plan, double seconds) {
-  core::StepShape shape;
-  shape.devices = static_cast<int>(placement_.members().size());
-  double all_rows = 0;
-  for (const core::DevicePlan& device : plan.devices) {
-    double rows = 0, context = 0;
-    for (const core::SequenceStep& sequence : device.sequences) {
-      rows += sequence.rows;
-      context += sequence.start_position + sequence.rows;
-    }
-    all_rows += rows;
-    shape.rows = std::max(shape.rows, rows);
-    shape.kv_bytes = std::max(shape.kv_bytes, context * KvTokenBytes());
-  }
-  shape.expert_rows = all_rows / shape.devices;
-  const core::ModelSpec& spec = checkpoint_.spec;
-  shape.experts =
-      core::ExpertsTouched(spec.moe.experts, spec.moe.top_k, shape.devices, all_rows) * moe_layers_;
-  const auto bucket = std::ranges::lower_bound(kStepRowBounds, static_cast<int>(all_rows));
+  int all_rows = 0;
+  for (const core::DevicePlan& device : plan.devices)
+    for (const core::SequenceStep& sequence : device.sequences) all_rows += sequence.rows;
+  const auto bucket = std::ranges::lower_bound(kStepRowBounds, all_rows);
   ++steps_by_rows_[static_cast<std::size_t>(bucket - kStepRowBounds.begin())];
   step_rows_ += static_cast<std::uint64_t>(all_rows);
-  if (step_observer_) step_observer_(shape, seconds);
+  if (!step_observer_) return;
+  const auto& moe = checkpoint_.spec.moe;
+  const core::ServingShape shape{.moe_layers = moe_layers_,
+                                 .experts = moe.experts,
+                                 .top_k = moe.top_k,
+                                 .kv_token_bytes = KvTokenBytes()};
+  step_observer_(core::ShapeOf(plan, shape, static_cast<int>(placement_.members().size())), seconds);
 }
 
 void ElasticEngine::SetStepObserver(StepObserver observer) {
