@@ -59,7 +59,7 @@ bench-peers:  ## ElasticMoE beside llama.cpp on the same weights (JSON=1: JSON o
 
 $(BENCH_MODEL)/config.json: | build
 	@rm -rf $(BENCH_MODEL) && mkdir -p $(dir $(BENCH_MODEL))
-	@$(BUILD)/elasticmoe make-model --shape qwen3-moe --params 1.3B --layers 16 --experts 64 --top-k 4 $(BENCH_MODEL)
+	@$(BUILD)/elasticmoe make-model $$(cat bench/model.args) $(BENCH_MODEL)
 
 fuzz: deps  ## Fuzz every decoder of foreign bytes, FUZZ_SECONDS each (default 60)
 	@cmake --preset fuzz >/dev/null && cmake --build --preset fuzz -j $(JOBS) --target fuzzers

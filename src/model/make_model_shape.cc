@@ -53,9 +53,15 @@ Status CheckOverrides(const MakeModelOptions& options) {
   EM_RETURN_IF_ERROR(CheckOverride("experts", options.experts, 1, kMaxExperts));
   EM_RETURN_IF_ERROR(CheckOverride("top-k", options.top_k, 1, options.experts.value_or(kMaxExperts)));
   EM_RETURN_IF_ERROR(CheckOverride("vocab", options.vocab, 2, kMaxVocab));
+  EM_RETURN_IF_ERROR(CheckOverride("heads", options.heads, 1, kMaxHeads));
+  EM_RETURN_IF_ERROR(CheckOverride("kv-heads", options.kv_heads, 1, kMaxHeads));
+  EM_RETURN_IF_ERROR(CheckOverride("head-dim", options.head_dim, 2, kMaxHeadDim));
   if (options.hidden && *options.hidden % 32 != 0)
     return Fail(ErrorCode::kInvalidArgument, "making a model: hidden={} (expected a multiple of 32)",
                 *options.hidden);
+  if (options.head_dim && *options.head_dim % 2 != 0)
+    return Fail(ErrorCode::kInvalidArgument, "making a model: head-dim={} (expected an even number)",
+                *options.head_dim);
   return {};
 }
 
@@ -66,13 +72,14 @@ core::ModelSpec BaseSpec(const MakeModelOptions& options, const Family& family, 
   spec.vocab = options.vocab.value_or(tier.vocab);
   spec.hidden = options.hidden.value_or(tier.hidden);
   spec.max_positions = 32768;
-  spec.tied_head = static_cast<double>(options.parameters) < kTiedBelow;
+  spec.tied_head = options.tied_head.value_or(static_cast<double>(options.parameters) < kTiedBelow);
   core::AttentionSpec& attention = spec.attention;
   attention.head_dim = spec.hidden >= 128 ? 32 : 16;
   if (spec.hidden >= 256 && spec.hidden % 64 == 0) attention.head_dim = 64;
   if (spec.hidden >= 2048 && spec.hidden % 128 == 0) attention.head_dim = 128;
-  attention.heads = spec.hidden / attention.head_dim;
-  attention.kv_heads = attention.heads % 4 == 0 ? attention.heads / 4 : 1;
+  attention.head_dim = options.head_dim.value_or(attention.head_dim);
+  attention.heads = options.heads.value_or(std::max(1, spec.hidden / attention.head_dim));
+  attention.kv_heads = options.kv_heads.value_or(attention.heads % 4 == 0 ? attention.heads / 4 : 1);
   attention.qk_norm = spec.family == "qwen3_moe";
   attention.rope_theta = 1e6;
   attention.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(attention.head_dim)));
@@ -165,6 +172,9 @@ Expected<core::ModelSpec> PickShape(const MakeModelOptions& options) {
     return Fail(ErrorCode::kInvalidArgument, "making a model: parameters={} (limit=1 to 10T)",
                 options.parameters);
   core::ModelSpec spec = BaseSpec(options, *family, *tier);
+  if (spec.attention.heads % spec.attention.kv_heads != 0)
+    return Fail(ErrorCode::kInvalidArgument, "making a model: kv-heads={} (expected a divisor of heads={})",
+                spec.attention.kv_heads, spec.attention.heads);
   const Sizes sizes = SizesOf(spec);
   const Candidate best =
       BestCandidate(sizes, wish, options.layers.value_or(tier->layers), options.layers.has_value());

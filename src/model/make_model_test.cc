@@ -67,6 +67,10 @@ TEST(Shape, KeepsOverrides) {
   options.experts = 24;
   options.top_k = 3;
   options.vocab = 1000;
+  options.heads = 6;
+  options.kv_heads = 2;
+  options.head_dim = 128;
+  options.tied_head = false;
   const auto spec = PickShape(options);
   ASSERT_TRUE(spec) << spec.error().message;
   EXPECT_EQ(spec->hidden, 320);
@@ -74,6 +78,10 @@ TEST(Shape, KeepsOverrides) {
   EXPECT_EQ(spec->moe.experts, 24);
   EXPECT_EQ(spec->moe.top_k, 3);
   EXPECT_EQ(spec->vocab, 1000);
+  EXPECT_EQ(spec->attention.heads, 6);
+  EXPECT_EQ(spec->attention.kv_heads, 2);
+  EXPECT_EQ(spec->attention.head_dim, 128);
+  EXPECT_FALSE(spec->tied_head);
 }
 
 TEST(Shape, RefusesWhatCannotBe) {
@@ -93,6 +101,9 @@ TEST(Shape, RefusesWhatCannotBe) {
   EXPECT_THAT(message([](auto& o) { o.experts = -1; }), HasSubstr("experts=-1"));
   EXPECT_THAT(message([](auto& o) { o.experts = 4, o.top_k = 5; }), HasSubstr("top-k=5"));
   EXPECT_THAT(message([](auto& o) { o.hidden = 65536; }), HasSubstr("cannot be met"));
+  EXPECT_THAT(message([](auto& o) { o.head_dim = 33; }), HasSubstr("head-dim=33"));
+  EXPECT_THAT(message([](auto& o) { o.head_dim = 100'000; }), HasSubstr("head-dim=100000"));
+  EXPECT_THAT(message([](auto& o) { o.heads = 6, o.kv_heads = 4; }), HasSubstr("kv-heads=4"));
 }
 
 // bf16 values of all tensors of one role of a made model.

@@ -2,10 +2,10 @@
 // One memory object, made by the coordinator, mapped by every worker. Fixed size for `max_devices`, so that a
 // resize changes none of it; pages that are never written take no memory.
 //
-//   header            views, progress, finish word (the engine sleeps on it), abort word
-//   tables            per table slot: block table, token history, sampling; the coordinator writes, workers
-//   read placements        owner device of each expert, four epochs in turn per device        sync words,
-//   plan, results, activations, routing, expert outputs
+//   header: views, progress, finish word (the engine sleeps on it), abort word
+//   tables, per table slot: block table, token history, sampling; the coordinator writes, workers read
+//   placements: owner devices of each expert, four epochs in turn
+//   per device: sync words, plan, results, activations, routing, expert outputs
 //
 // One step, for a rank with rows r and a rank e that owns experts they chose, layer by layer:
 //   r: writes activations + routing ─► r.dispatched = tag ─► e: computes into r.outputs ─► e.returned = tag

@@ -10,7 +10,7 @@
 //   - the sequences' prompts are in its cache before decoding is timed, as in ours.
 // Ours is the whole engine: scheduler, worker processes, exchange between them, sampling.
 import {spawn, spawnSync} from "node:child_process";
-import {existsSync, mkdirSync, rmSync} from "node:fs";
+import {existsSync, mkdirSync, readFileSync, rmSync} from "node:fs";
 import {dirname, join} from "node:path";
 import {createInterface} from "node:readline";
 import {fileURLToPath} from "node:url";
@@ -92,15 +92,15 @@ const children = [];
 process.on("exit", () => { for (const {child} of children) child.kill("SIGTERM"); });
 for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(130));
 
-// The shape that the figures of docs/performance.md are of: 1.3 B parameters, 16 layers, 64 experts, top 4.
+// The shape that the figures of docs/performance.md are of.
+const modelArgs = readFileSync(join(top, "bench/model.args"), "utf8").trim();
 function makeModel() {
   mkdirSync(options.directory, {recursive: true});
   const model = join(options.directory, "model");
   if (!existsSync(join(model, "config.json"))) {
-    say("making a random model of 1.3 B parameters");
+    say(`making a random model: ${modelArgs}`);
     rmSync(model, {recursive: true, force: true});
-    must(options.elasticmoe, ["make-model", "--shape", "qwen3-moe", "--params", "1.3B", "--layers", "16",
-                              "--experts", "64", "--top-k", "4", model]);
+    must(options.elasticmoe, ["make-model", ...modelArgs.split(" "), model]);
   }
   return model;
 }
@@ -246,7 +246,7 @@ for (const format of options.formats.split(",")) {
   if (!options["no-serve"] && (!options.quick || format === "bf16")) await measureServed(model, format, rows);
 }
 const result = {bench: "peers", peer: `llama.cpp ${about.release} (node-llama-cpp 3.22.1, server: server.mjs)`,
-                model: "random qwen3-moe, 1.3 B, 16 layers, 64 experts, top 4", rounds, steps, context,
+                model: `random: ${modelArgs}`, rounds, steps, context,
                 machine: about.machine, rows};
 if (options.json) {
   console.log(JSON.stringify(result, null, 2));
