@@ -1,5 +1,6 @@
-// Attention over latents (forward_latent.cc) of the AVX512 tables: up to 16 queries of a sequence over spans
-// of 64 tokens, each block read from memory once for all of them and the next ones fetched meanwhile.
+// Attention over latents (forward_latent.cc) of the AVX512 tables: up to 64 queries of a sequence, of however
+// many units, over spans of 64 tokens: each block is read from memory once for all of them, and the next ones
+// are fetched meanwhile.
 //
 // A block: [head_dim / 8][16 tokens][8] bf16; of what eights leave, [head_dim % 8 / 2][16 tokens][2]. So a
 // register is eight dims of four tokens, which serves both uses: as keys, with eight of q to each of the four
@@ -39,19 +40,27 @@ void StoreLatent(const KvLayout& kv, int layer, int slot, const float* latent, s
   for (int d = 0; d < kv.head_dim; ++d) out[LatentAt(kv.head_dim, slot, d)] = ToBf16(latent[d]);
 }
 
-// Queries that see the same tokens of one sequence.
+// Queries that see the same tokens of one sequence: query `first` of `units` and what follows, some of it in
+// further units.
 struct LatentRun {
-  const std::uint32_t* block_table = nullptr;
-  const Query* queries = nullptr;
-  int count = 0, tokens = 0;
+  static constexpr int kMost = 64;  // at 16, one after the other, 128 heads would read 12 GB/s a thread
 
-  LatentRun() = default;
-  // The run of `unit` that begins with its query `first`; none behind the last.
-  LatentRun(const AttendUnit& unit, int first)
-      : block_table(unit.block_table), queries(unit.queries + first) {
-    while (first + count < unit.count && queries[count].tokens == queries[0].tokens) ++count;
-    if (count > 0) tokens = queries[0].tokens;
+  const AttendUnit* units;
+  int first;
+  int count = 0;
+  const AttendUnit* end_unit;  // where the next run begins
+  int end;
+
+  // REQUIRES: unit < last, begin < unit->count.
+  LatentRun(const AttendUnit* unit, int begin, const AttendUnit* last)
+      : units(unit), first(begin), end_unit(unit), end(begin) {
+    while (count < kMost && end_unit < last && end_unit->block_table == units->block_table &&
+           end_unit->queries[end].tokens == Tokens()) {
+      ++count;
+      if (++end == end_unit->count) ++end_unit, end = 0;
+    }
   }
+  int Tokens() const { return units->queries[first].tokens; }
 };
 
 struct LatentSpan {
@@ -59,19 +68,25 @@ struct LatentSpan {
   int count = 0;
 };
 
-LatentSpan LatentSpanAt(const KvCache& cache, int layer, const LatentRun& run, int begin) {
+// The span that begins with token `begin` of a sequence of `tokens`.
+LatentSpan LatentSpanAt(const KvCache& cache, int layer, const std::uint32_t* block_table, int begin,
+                        int tokens) {
   LatentSpan span;
-  for (; span.count < kSpanBlocks && begin < run.tokens; begin += kBlockTokens)
-    span.blocks[span.count++] = reinterpret_cast<const Bf16*>(
-        cache.Block(run.block_table[begin / kBlockTokens]) + layer * cache.layout.LayerBytes());
+  for (; span.count < kSpanBlocks && begin < tokens; begin += kBlockTokens)
+    span.blocks[span.count++] = reinterpret_cast<const Bf16*>(cache.Block(block_table[begin / kBlockTokens]) +
+                                                              layer * cache.layout.LayerBytes());
   return span;
 }
 
+// Of the present run, 180 KiB.
 struct alignas(64) LatentScratch {
-  Bf16 q[kUnitQueries * kMaxLatentDim];  // [queries][stride]
-  __m512 scores[kUnitQueries][kSpanBlocks];
+  int count;                                 // queries
+  int stride;                                // of q
+  Bf16 q[LatentRun::kMost * kMaxLatentDim];  // [count][stride]
+  float* out[LatentRun::kMost];
+  __m512 scores[LatentRun::kMost][kSpanBlocks];
   Bf16 pairs[kSpan / 2][kPairDims * 2];  // [pairs of tokens][dims][2]
-  Softmax softmax[kUnitQueries];
+  Softmax softmax[LatentRun::kMost];
 };
 
 // Lane i = the sum of the four lanes that belong to token i.
@@ -147,14 +162,14 @@ void PairValues(const LatentSpan& span, int dim, int d, int dims, Bf16 (*pairs)[
 // out[d, d + 16 kChunks) = that * rescale + the weighted values, which begin at `pairs`. `lanes`: of the last
 // chunk.
 template <int kQueries, int kChunks>
-inline void AddPairs(const Bf16* pairs, int d, __mmask16 lanes, const Softmax* softmax, const Query* queries,
+inline void AddPairs(const Bf16* pairs, int d, __mmask16 lanes, const Softmax* softmax, float* const* out,
                      Fetch& fetch) {
   const auto lanes_of = [&](int chunk) { return chunk + 1 < kChunks ? __mmask16(0xffff) : lanes; };
   __m512 part[kQueries][kChunks];
 #pragma GCC unroll 4
   for (int i = 0; i < kQueries; ++i)
     for (int c = 0; c < kChunks; ++c)
-      part[i][c] = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes_of(c), queries[i].out + d + c * 16),
+      part[i][c] = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes_of(c), out[i] + d + c * 16),
                                  _mm512_set1_ps(softmax[i].rescale));
   const auto add_pair = [&](int token, __m512i present) {
     __m512i pair[kChunks];
@@ -178,20 +193,19 @@ inline void AddPairs(const Bf16* pairs, int d, __mmask16 lanes, const Softmax* s
   if (t < seen) add_pair(t, _mm512_set1_epi32(0xffff));  // what stands behind never enters
 #pragma GCC unroll 4
   for (int i = 0; i < kQueries; ++i)
-    for (int c = 0; c < kChunks; ++c)
-      _mm512_mask_storeu_ps(queries[i].out + d + c * 16, lanes_of(c), part[i][c]);
+    for (int c = 0; c < kChunks; ++c) _mm512_mask_storeu_ps(out[i] + d + c * 16, lanes_of(c), part[i][c]);
 }
 
-// One span of a run, of which it sees `seen` tokens.
-void AttendLatentSpan(const LatentSpan& span, const KvLayout& kv, const LatentRun& run, int stride, int seen,
-                      float scale, LatentScratch& scratch, Fetch& next) {
-  const int dim = kv.head_dim, values = kv.latent_values;
+// One span, of which the run sees `seen` tokens.
+void AttendLatentSpan(const LatentSpan& span, const KvLayout& kv, int seen, float scale,
+                      LatentScratch& scratch, Fetch& next) {
+  const int dim = kv.head_dim, values = kv.latent_values, stride = scratch.stride;
   for (int b = 0; b < span.count; ++b)
-    ForTiles<kLatentTile>(run.count, [&](int first, auto count, bool) {
+    ForTiles<kLatentTile>(scratch.count, [&](int first, auto count, bool) {
       ScoreLatents<count()>(span.blocks[b], dim, scratch.q + std::size_t(first) * stride, stride, b,
                             scratch.scores + first);
     });
-  for (int i = 0; i < run.count; ++i) {
+  for (int i = 0; i < scratch.count; ++i) {
     scratch.softmax[i].seen = seen;
     ForRows<kSpanBlocks>(span.count, [&](auto blocks) {
       Advance<blocks()>(scratch.scores[i], 0, scale * kLog2E, scratch.softmax[i]);
@@ -200,61 +214,67 @@ void AttendLatentSpan(const LatentSpan& span, const KvLayout& kv, const LatentRu
   for (int d = 0; d < values; d += kPairDims) {
     const int dims = std::min(kPairDims, values - d);
     PairValues(span, dim, d, dims, scratch.pairs);
-    ForTiles<kLatentTile>(run.count, [&](int first, auto count, bool) {
+    ForTiles<kLatentTile>(scratch.count, [&](int first, auto count, bool) {
       const Softmax* softmax = scratch.softmax + first;
-      const Query* queries = run.queries + first;
+      float* const* out = scratch.out + first;
       if (dims == kPairDims)
-        return AddPairs<count(), kPairDims / 16>(scratch.pairs[0], d, 0xffff, softmax, queries, next);
+        return AddPairs<count(), kPairDims / 16>(scratch.pairs[0], d, 0xffff, softmax, out, next);
       for (int at = 0; at < dims; at += 16)
-        AddPairs<count(), 1>(scratch.pairs[0] + at * 2, d + at, FirstLanes(dims - at), softmax, queries,
-                             next);
+        AddPairs<count(), 1>(scratch.pairs[0] + at * 2, d + at, FirstLanes(dims - at), softmax, out, next);
     });
   }
 }
 
-// `after`: what is attended to after this run.
-void AttendLatentRun(const KvCache& cache, int layer, const LatentRun& run, const LatentRun& after,
-                     float scale) {
+// `after`: what is attended to after this run, or null.
+void AttendLatentRun(const KvCache& cache, int layer, const LatentRun& run, const LatentRun* after,
+                     float scale, LatentScratch& scratch) {
   const KvLayout& kv = cache.layout;
-  const int dim = kv.head_dim, values = kv.latent_values;
-  const int stride = (dim + 31) / 32 * 32;
-  LatentScratch scratch;
-  for (int i = 0; i < run.count; ++i) {
-    const Query& query = run.queries[i];
-    Bf16* q = scratch.q + std::size_t(i) * stride;
+  const int dim = kv.head_dim, values = kv.latent_values, tokens = run.Tokens();
+  scratch.count = run.count;
+  scratch.stride = (dim + 31) / 32 * 32;
+  const AttendUnit* unit = run.units;
+  for (int i = 0, at = run.first; i < run.count; ++i) {
+    const Query& query = unit->queries[at];
+    if (++at == unit->count) ++unit, at = 0;
+    Bf16* q = scratch.q + std::size_t(i) * scratch.stride;
     for (int d = 0; d < dim; d += 16)
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + d),
                           Bf16Of(_mm512_maskz_loadu_ps(FirstLanes(dim - d), query.q + d)));
+    scratch.out[i] = query.out;
     std::memset(query.out, 0, std::size_t(values) * sizeof(float));
+    scratch.softmax[i].first = 0;
     scratch.softmax[i].largest = -std::numeric_limits<float>::infinity();
+    scratch.softmax[i].sum = 0;
   }
   const int tiles = (run.count + kLatentTile - 1) / kLatentTile;
-  LatentSpan span = LatentSpanAt(cache, layer, run, 0);
-  for (int begin = 0; begin < run.tokens; begin += kSpan) {
-    const bool last = begin + kSpan >= run.tokens;
-    const LatentSpan next =
-        last ? LatentSpanAt(cache, layer, after, 0) : LatentSpanAt(cache, layer, run, begin + kSpan);
+  LatentSpan span = LatentSpanAt(cache, layer, run.units->block_table, 0, tokens);
+  for (int begin = 0; begin < tokens; begin += kSpan) {
+    LatentSpan next;
+    if (begin + kSpan < tokens) {
+      next = LatentSpanAt(cache, layer, run.units->block_table, begin + kSpan, tokens);
+    } else if (after != nullptr) {
+      next = LatentSpanAt(cache, layer, after->units->block_table, 0, after->Tokens());
+    }
     Fetch fetch(next.blocks, next.count, kv.LayerBytes(),
                 span.count * tiles * ((values + kPairDims - 1) / kPairDims));
-    AttendLatentSpan(span, kv, run, stride, std::min(kSpan, run.tokens - begin), scale, scratch, fetch);
+    AttendLatentSpan(span, kv, std::min(kSpan, tokens - begin), scale, scratch, fetch);
     span = next;
   }
   for (int i = 0; i < run.count; ++i) {
     const float inverse = 1.0F / scratch.softmax[i].sum;
-    for (int d = 0; d < values; ++d) run.queries[i].out[d] *= inverse;
+    for (int d = 0; d < values; ++d) scratch.out[i][d] *= inverse;
   }
 }
 
 // As Kernels::attend.
 void AttendLatents(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
-  for (int u = 0; u < count; ++u) {
-    for (LatentRun run(units[u], 0); run.count > 0;) {
-      const int end = static_cast<int>(run.queries - units[u].queries) + run.count;
-      const LatentRun rest(units[u], end);
-      AttendLatentRun(cache, layer, run, rest.count > 0 || u + 1 == count ? rest : LatentRun(units[u + 1], 0),
-                      scale);
-      run = rest;
-    }
+  const AttendUnit* const last = units + count;
+  LatentScratch scratch;
+  for (LatentRun run(units, 0, last);;) {
+    if (run.end_unit == last) return AttendLatentRun(cache, layer, run, nullptr, scale, scratch);
+    const LatentRun after(run.end_unit, run.end, last);
+    AttendLatentRun(cache, layer, run, &after, scale, scratch);
+    run = after;
   }
 }
 
