@@ -103,9 +103,9 @@ void ToRows(const Bf16* block, int dim, int seen, LatentRow* rows) {
   }
 }
 
-// One block, of which all queries see `seen` tokens.
-void AttendLatentBlock(const Bf16* block, const KvLayout& kv, const Query* queries, int count, int seen,
-                       float scale, LatentScratch& scratch) {
+// One block, of which all queries see `seen` tokens. Meanwhile `next` is fetched, if there is one.
+void AttendLatentBlock(const Bf16* block, const Bf16* next, const KvLayout& kv, const Query* queries,
+                       int count, int seen, float scale, LatentScratch& scratch) {
   const int dim = kv.head_dim, values = kv.latent_values;
   ToRows(block, dim, seen, scratch.rows);
   alignas(32) float scores[kUnitQueries][kBlockTokens];
@@ -116,10 +116,16 @@ void AttendLatentBlock(const Bf16* block, const KvLayout& kv, const Query* queri
     Advance(_mm256_load_ps(scores[i]), _mm256_load_ps(scores[i] + kLanes), 0, seen, scale,
             scratch.softmax[i]);
   int d = 0;
-  for (; d + kValueVectors * kLanes <= values; d += kValueVectors * kLanes)
+  constexpr int kStep = kValueVectors * kLanes;
+  const int lines = static_cast<int>(kv.LayerBytes() / 64), steps = std::max(1, values / kStep);
+  for (; d + kStep <= values; d += kStep) {
+    const int step = d / kStep;
+    for (int line = lines * step / steps; next != nullptr && line < lines * (step + 1) / steps; ++line)
+      _mm_prefetch(reinterpret_cast<const char*>(next) + std::size_t(line) * 64, _MM_HINT_T1);
     ForQueries(count, [&](int i, auto some) {
       AddRows<some(), kValueVectors>(scratch.rows, d, seen, scratch.softmax + i, queries + i);
     });
+  }
   for (; d + kLanes <= values; d += kLanes)
     ForQueries(count, [&](int i, auto some) {
       AddRows<some(), 1>(scratch.rows, d, seen, scratch.softmax + i, queries + i);
@@ -143,10 +149,14 @@ void AttendLatentQueries(const KvCache& cache, int layer, const std::uint32_t* b
     std::memset(queries[i].out, 0, std::size_t(kv.latent_values) * sizeof(float));
     scratch.softmax[i] = {};
   }
+  const auto block_at = [&](int token) {
+    return reinterpret_cast<const Bf16*>(cache.Block(block_table[token / kBlockTokens]) +
+                                         layer * kv.LayerBytes());
+  };
   for (int begin = 0; begin < tokens; begin += kBlockTokens) {
-    const auto* block = reinterpret_cast<const Bf16*>(cache.Block(block_table[begin / kBlockTokens]) +
-                                                      layer * kv.LayerBytes());
-    AttendLatentBlock(block, kv, queries, count, std::min(kBlockTokens, tokens - begin), scale, scratch);
+    const Bf16* next = begin + kBlockTokens < tokens ? block_at(begin + kBlockTokens) : nullptr;
+    AttendLatentBlock(block_at(begin), next, kv, queries, count, std::min(kBlockTokens, tokens - begin),
+                      scale, scratch);
   }
   for (int i = 0; i < count; ++i) {
     const float inverse = 1.0F / scratch.softmax[i].sum;
