@@ -81,6 +81,14 @@ class Attention {
                        static_cast<int>(queries[i].size())});
     kernels_.attend(cache_, 1, units.data(), static_cast<int>(units.size()), scale);
   }
+  // The last query over a sequence that begins with this one's second block; the one before, if `both`, over
+  // this one.
+  void AttendShifted(const std::vector<Query>& queries, float scale, bool both) {
+    std::vector<AttendUnit> units;
+    if (both) units.push_back({table_.data(), 0, &queries.front(), 1});
+    units.push_back({table_.data() + 1, 0, &queries.back(), 1});
+    kernels_.attend(cache_, 1, units.data(), static_cast<int>(units.size()), scale);
+  }
   // {the exact result, the error bound of every element} of a query that sees [first, tokens) and a sink.
   std::pair<std::vector<double>, double> Want(int kv_head, const std::vector<float>& q, int tokens,
                                               float scale, int first = 0, double sink = -INFINITY) const {
@@ -224,7 +232,7 @@ TEST_P(EveryAttention, AttendOverLatentsGivesTheSameBitsHoweverHeadsAreCut) {
   Rng rng(19);
   for (const Shape shape : {Shape{40, 32}, {576, 512}}) {
     for (const int tokens : {7, 64, 65, 127, 200}) {
-      constexpr int kHeads = 37;
+      constexpr int kHeads = 70;
       Attention attention(kernels_, rng, 1, shape, tokens);
       for (int t = 0; t < tokens; ++t) attention.Store(t);
       std::vector<std::vector<float>> q, alone, out(kHeads, std::vector<float>(shape.OutDim()));
@@ -235,7 +243,7 @@ TEST_P(EveryAttention, AttendOverLatentsGivesTheSameBitsHoweverHeadsAreCut) {
         attention.Attend(0, {{q[i].data(), alone[i].data(), tokens}}, 0.25F);
       }
       for (int i = 0; i < kHeads; ++i) queries.push_back({q[i].data(), out[i].data(), tokens});
-      for (int most = 1; most <= kUnitQueries; ++most) {
+      for (const int most : {1, 3, 8, 15, kUnitQueries}) {
         for (std::vector<float>& row : out) std::ranges::fill(row, kUntouched);
         attention.Attend(0, queries, 0.25F, most);
         for (int i = 0; i < kHeads; ++i)
@@ -245,41 +253,61 @@ TEST_P(EveryAttention, AttendOverLatentsGivesTheSameBitsHoweverHeadsAreCut) {
   }
 }
 
-// Long sequences and short ones, one after the other in a call, with sliding windows and rows of several
-// lengths.
+// Long sequences and short ones, one after the other in a call, with sliding windows (which latents do not
+// have) and rows of several lengths.
 TEST_P(EveryAttention, AttendGivesTheSameBitsWhateverUnitsShareTheCall) {
   Rng rng(18);
-  constexpr int kDim = 64, kTokens = 300, kHeads = 2;
-  Attention attention(kernels_, rng, kHeads, Shape{kDim}, kTokens);
-  for (int t = 0; t < kTokens; ++t) attention.Store(t);
+  constexpr int kTokens = 300;
   const std::vector<std::vector<int>> lengths = {
       {300, 300, 300, 300}, {1, 2, 3}, {64}, {65, 65, 66, 66, 67, 67, 68, 68}, {16, 17}, {290},
       {129, 128, 128}};
-  std::vector<std::vector<float>> q, out, alone;
-  std::vector<std::vector<Query>> queries;
-  for (const int window : {0, 20, 100}) {
-    q.clear(), out.clear(), alone.clear(), queries.clear();
+  for (const auto& [shape, window] :
+       {std::pair{Shape{64}, 0}, {Shape{64}, 20}, {Shape{64}, 100}, {Shape{40, 32}, 0}, {Shape{46, 41}, 0}}) {
+    const int heads = shape.latent_values > 0 ? 1 : 2;
+    Attention attention(kernels_, rng, heads, shape, kTokens);
+    for (int t = 0; t < kTokens; ++t) attention.Store(t);
+    std::vector<std::vector<float>> q, out, alone;
+    std::vector<std::vector<Query>> queries;
     for (const auto& unit : lengths)
       for (std::size_t i = 0; i < unit.size(); ++i) {
-        q.push_back(ExactVector(rng, kDim));
-        out.emplace_back(kDim, kUntouched);
-        alone.emplace_back(kDim);
+        q.push_back(ExactVector(rng, shape.dim));
+        out.emplace_back(shape.OutDim(), kUntouched);
+        alone.emplace_back(shape.OutDim());
       }
     std::size_t at = 0;
     for (std::size_t u = 0; u < lengths.size(); ++u) {
+      const int head = static_cast<int>(u) % heads;
       queries.emplace_back();
       for (const int tokens : lengths[u]) {
         const int first = window > 0 ? std::max(0, tokens - window) : 0;
-        attention.Attend(static_cast<int>(u) % kHeads, {{q[at].data(), alone[at].data(), tokens, first}},
-                         0.5F);
-        const auto [want, bound] = attention.Want(static_cast<int>(u) % kHeads, q[at], tokens, 0.5F, first);
-        for (int d = 0; d < kDim; ++d) ASSERT_NEAR(want[d], alone[at][d], bound) << tokens;
+        attention.Attend(head, {{q[at].data(), alone[at].data(), tokens, first}}, 0.5F);
+        const auto [want, bound] = attention.Want(head, q[at], tokens, 0.5F, first);
+        for (int d = 0; d < shape.OutDim(); ++d) ASSERT_NEAR(want[d], alone[at][d], bound) << tokens;
         queries.back().push_back({q[at].data(), out[at].data(), tokens, first});
         ++at;
       }
     }
     attention.AttendUnits(queries, 0.5F);
-    for (std::size_t i = 0; i < out.size(); ++i) ASSERT_EQ(alone[i], out[i]) << i << " window=" << window;
+    for (std::size_t i = 0; i < out.size(); ++i)
+      ASSERT_EQ(alone[i], out[i]) << i << " " << shape << " window=" << window;
+  }
+}
+
+TEST_P(EveryAttention, AttendTellsSequencesOfOneLengthApart) {
+  Rng rng(20);
+  constexpr int kTokens = 96;
+  for (const Shape shape : {Shape{64}, Shape{40, 32}}) {
+    Attention attention(kernels_, rng, 1, shape, kTokens);
+    for (int t = 0; t < kTokens; ++t) attention.Store(t);
+    const std::vector<float> q = ExactVector(rng, shape.dim);
+    std::vector<std::vector<float>> out(4, std::vector<float>(shape.OutDim()));
+    const auto query = [&](int i) { return Query{q.data(), out[i].data(), kTokens - 16}; };
+    attention.Attend(0, {query(0)}, 0.5F);
+    attention.AttendShifted({query(1)}, 0.5F, false);
+    attention.AttendShifted({query(2), query(3)}, 0.5F, true);
+    EXPECT_NE(out[0], out[1]) << shape;
+    EXPECT_EQ(out[0], out[2]) << shape;
+    EXPECT_EQ(out[1], out[3]) << shape;
   }
 }
 
