@@ -65,12 +65,11 @@ class Attention {
                       layout_.latent_values > 0 ? nullptr : values_[token].data(),
                       cache_.Block(table_[token / kBlockTokens]));
   }
-  // In units of `most` queries.
-  void Attend(int kv_head, const std::vector<Query>& queries, float scale, int most = kUnitQueries) {
+  void Attend(int kv_head, const std::vector<Query>& queries, float scale) {
     const int count = static_cast<int>(queries.size());
     std::vector<AttendUnit> units;
-    for (int i = 0; i < count; i += most)
-      units.push_back({table_.data(), kv_head, queries.data() + i, std::min(most, count - i)});
+    for (int i = 0; i < count; i += kUnitQueries)
+      units.push_back({table_.data(), kv_head, queries.data() + i, std::min(kUnitQueries, count - i)});
     kernels_.attend(cache_, 1, units.data(), static_cast<int>(units.size()), scale);
   }
   // Unit i over KV head i % kv_heads.
@@ -236,16 +235,19 @@ TEST_P(EveryAttention, AttendOverLatentsGivesTheSameBitsHoweverHeadsAreCut) {
       Attention attention(kernels_, rng, 1, shape, tokens);
       for (int t = 0; t < tokens; ++t) attention.Store(t);
       std::vector<std::vector<float>> q, alone, out(kHeads, std::vector<float>(shape.OutDim()));
-      std::vector<Query> queries;
       for (int i = 0; i < kHeads; ++i) {
         q.push_back(ExactVector(rng, shape.dim));
         alone.emplace_back(shape.OutDim());
         attention.Attend(0, {{q[i].data(), alone[i].data(), tokens}}, 0.25F);
       }
-      for (int i = 0; i < kHeads; ++i) queries.push_back({q[i].data(), out[i].data(), tokens});
       for (const int most : {1, 3, 8, 15, kUnitQueries}) {
         for (std::vector<float>& row : out) std::ranges::fill(row, kUntouched);
-        attention.Attend(0, queries, 0.25F, most);
+        std::vector<std::vector<Query>> units;
+        for (int i = 0; i < kHeads; ++i) {
+          if (i % most == 0) units.emplace_back();
+          units.back().push_back({q[i].data(), out[i].data(), tokens});
+        }
+        attention.AttendUnits(units, 0.25F);
         for (int i = 0; i < kHeads; ++i)
           ASSERT_EQ(alone[i], out[i]) << shape << " tokens=" << tokens << " most=" << most << " head=" << i;
       }
