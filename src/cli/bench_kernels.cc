@@ -81,13 +81,16 @@ class KernelBench {
     for (const int m : {1, 2, 4, 8, 16, 64, 512}) Matmul(768, 2048, m);
     for (const int m : {1, 2, 4, 8, 16, 64, 512}) GateUp(2048, 768, m);
     for (const int m : {1, 64}) Router(m);
+    const compute::KvLayout latents{1, 1, 576, kernels_.kv_element_bytes, 512};  // DeepSeek's
     for (const auto& [rows, tokens] : {std::pair{1, 512}, {1, 8192}, {2, 512}, {16, 512}})
-      Attend(rows, tokens);
+      Attend("", {1, 1, 128, kernels_.kv_element_bytes}, 8, rows, tokens);  // Qwen3-30B-A3B's groups
+    Attend("mla16/", latents, 16, 16, 512);
+    Attend("mla128/", latents, 128, 16, 512);
     for (const auto& [experts, rows] : {std::pair{8, 1}, {8, 64}, {64, 4}, {64, 32}}) Experts(experts, rows);
     for (const int tokens : {1024, 4096}) {
-      Decode("gqa4x8", {1, 4, 128, kernels_.kv_element_bytes}, 32, tokens);        // Qwen3-30B-A3B
-      Decode("mla16", {1, 1, 576, kernels_.kv_element_bytes, 512}, 16, tokens);    // DeepSeek-V2-Lite
-      Decode("mla128", {1, 1, 576, kernels_.kv_element_bytes, 512}, 128, tokens);  // DeepSeek-V3
+      Decode("gqa4x8", {1, 4, 128, kernels_.kv_element_bytes}, 32, tokens);  // Qwen3-30B-A3B
+      Decode("mla16", latents, 16, tokens);                                  // DeepSeek-V2-Lite
+      Decode("mla128", latents, 128, tokens);                                // DeepSeek-V3
     }
     if (pool_.Size() > 1) return;  // a token is sampled by one thread, and a slice loaded by one
     for (const LoadForm& form : LoadForms()) Load(form);
@@ -200,28 +203,27 @@ class KernelBench {
             [&] { kernels_.router(x.data(), m, w.data(), kExperts, kHidden, logits.data()); });
   }
 
-  // `rows` consecutive rows of one sequence over `tokens` tokens; groups of 8 heads of 128 a KV head (as
-  // Qwen3-30B-A3B).
-  void Attend(int rows, int tokens) {
-    constexpr int kGroup = 8, kDim = 128;
+  // `rows` consecutive rows of one sequence over `tokens` tokens, `heads` heads of each over one KV head.
+  void Attend(const char* what, const compute::KvLayout& layout, int heads, int rows, int tokens) {
     if (pool_.Size() > 1) return;
-    const compute::KvLayout layout{1, 1, kDim, kernels_.kv_element_bytes};
+    const int dim = layout.head_dim, out_dim = layout.latent_values > 0 ? layout.latent_values : dim;
     std::vector<std::uint32_t> table(static_cast<std::size_t>(tokens / compute::kBlockTokens + 1));
     std::iota(table.begin(), table.end(), 0u);
     const Array<float> memory(table.size() * layout.BlockBytes() / sizeof(float), 0.0F);
     std::byte* const chunk = reinterpret_cast<std::byte*>(memory.data());
     const compute::KvCache cache{layout, &chunk, static_cast<std::uint32_t>(table.size())};
-    std::vector<float> q(std::size_t(rows) * kGroup * kDim, 0.5F), out(q.size());
+    std::vector<float> q(std::size_t(rows) * heads * dim, 0.5F), out(std::size_t(rows) * heads * out_dim);
     std::vector<compute::Query> queries;
-    for (int i = 0; i < rows * kGroup; ++i)
+    for (int i = 0; i < rows * heads; ++i)
       queries.push_back(
-          {&q[std::size_t(i) * kDim], &out[std::size_t(i) * kDim], tokens - rows + 1 + i / kGroup});
+          {&q[std::size_t(i) * dim], &out[std::size_t(i) * out_dim], tokens - rows + 1 + i / heads});
     std::vector<compute::AttendUnit> units;
-    for (int i = 0; i < rows * kGroup; i += compute::kUnitQueries)
+    for (int i = 0; i < rows * heads; i += compute::kUnitQueries)
       units.push_back(
-          {table.data(), 0, queries.data() + i, std::min(compute::kUnitQueries, rows * kGroup - i)});
+          {table.data(), 0, queries.data() + i, std::min(compute::kUnitQueries, rows * heads - i)});
     // What is in caches already counts as no reading.
-    Measure(fmt::format("attend/rows{}/tokens{}", rows, tokens), {4.0 * rows * kGroup * kDim * tokens, 0},
+    Measure(fmt::format("attend/{}rows{}/tokens{}", what, rows, tokens),
+            {2.0 * rows * heads * (dim + out_dim) * tokens, 0},
             [&] { kernels_.attend(cache, 0, units.data(), static_cast<int>(units.size()), 0.1F); });
   }
 

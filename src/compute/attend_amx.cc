@@ -1,6 +1,6 @@
-// Attention on AMX tiles: 16 queries side by side over 64 tokens at a time, scores and weighted values by
-// TDPBF16PS, softmax in between by AVX512. The weights are taken as the sum of two bf16, so that no more is
-// lost than float32 rounding loses.
+// Attention on AMX tiles (over latents as the AVX512-BF16 table's): 16 queries side by side over 64 tokens at
+// a time, scores and weighted values by TDPBF16PS, softmax in between by AVX512. The weights are taken as the
+// sum of two bf16, so that no more is lost than float32 rounding loses.
 //
 // K of a block: [head_dim / 2][16 tokens][2] bf16 (16 pairs of a dot product are a tile); V: [8 pairs of
 // tokens] [head_dim][2] bf16.
@@ -9,7 +9,6 @@
 #include <limits>
 
 #include "compute/amx_tiles.h"
-#include "compute/attend_latent.h"
 #include "compute/kernel_tables.h"
 #include "compute/simd_avx512.h"
 
@@ -30,7 +29,7 @@ Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
-  if (kv.latent_values > 0) return StoreLatent<Bf16>(kv, layer, slot, k, block);
+  if (kv.latent_values > 0) return Avx512Bf16Kernels().store_kv(kv, layer, slot, k, v, block);
   for (int head = 0; head < kv.kv_heads; ++head) {
     Bf16* keys = KeyOf(kv, layer, head, block);
     Bf16* values = ValueOf(kv, layer, head, block);
@@ -258,7 +257,7 @@ void AttendTile(const KvCache& cache, int layer, int kv_head, const std::uint32_
 }
 
 void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
-  if (cache.layout.latent_values > 0) return AttendLatents<Bf16>(cache, layer, units, count, scale);
+  if (cache.layout.latent_values > 0) return Avx512Bf16Kernels().attend(cache, layer, units, count, scale);
   for (int u = 0; u < count; ++u)
     AttendTile(cache, layer, units[u].kv_head, units[u].block_table, units[u].queries, units[u].count, scale);
 }

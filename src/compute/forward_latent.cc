@@ -2,6 +2,8 @@
 // v = Wv c of a token's latent c, q . k = (Wk^T q) . c and the output is Wv (sum of p c). So the cache holds
 // c and the one rotated key alone, and a step reads them once for all heads.
 #include <algorithm>
+#include <cstdint>
+#include <limits>
 
 #include "compute/attend_batch.h"
 #include "compute/forward.h"
@@ -9,6 +11,22 @@
 #include "compute/work.h"
 
 namespace elasticmoe::compute {
+namespace {
+
+// How many heads of a row one thread takes together: most, as each such part reads the whole sequence anew,
+// which takes about as long as two heads more; fewer where threads would have nothing to do.
+int HeadsAPart(int heads, int rows, int threads) {
+  int best = heads;
+  std::int64_t least = std::numeric_limits<std::int64_t>::max();
+  for (const int some : {64, 32, 16, 8, 4}) {
+    const std::int64_t parts = std::int64_t{rows} * ((heads + some - 1) / some);
+    const std::int64_t time = (parts + threads - 1) / threads * (std::min(some, heads) + 2);
+    if (time < least) best = some, least = time;
+  }
+  return best;
+}
+
+}  // namespace
 
 float* Forward::PlainQ(int row) {
   const core::AttentionSpec& a = spec_.attention;
@@ -76,14 +94,15 @@ void Forward::HeadMatmul(const std::vector<PackedMatrix>& w, int in_head, float*
 
 void Forward::AttendLatents(int layer, const KvCache& kv) {
   const core::AttentionSpec& a = spec_.attention;
-  const int parts = (a.heads + kUnitQueries - 1) / kUnitQueries;
+  const int some = HeadsAPart(a.heads, rows_, threads_.Size());
+  const int parts = (a.heads + some - 1) / some;
   Split(rows_ * parts, 1, [&](int first, int last) {
     AttendBatch batch(kernels_, kv, layer, a.scale);
-    for (int unit = first; unit < last; ++unit) {
-      const int row = rows_ - 1 - unit / parts;  // the last rows of a chunk see the most tokens
-      const int begin = unit % parts * kUnitQueries;
+    for (int part = first; part < last; ++part) {
+      const int row = rows_ - 1 - part / parts;  // the last rows of a chunk see the most tokens
+      const int begin = part % parts * some;
       batch.Begin(chunks_[chunk_of_row_[row]].block_table.data(), 0);
-      for (int i = begin; i < std::min(a.heads, begin + kUnitQueries); ++i) {
+      for (int i = begin; i < std::min(a.heads, begin + some); ++i) {
         const std::size_t head = std::size_t(row) * a.heads + i;
         batch.Add(
             {&latent_q_[head * a.LatentDim()], &latent_out_[head * a.kv_lora_rank], position_[row] + 1});

@@ -8,19 +8,13 @@
 #include <cstring>
 #include <limits>
 
-#include "compute/attend_latent.h"
+#include "compute/attend_latent_avx2.h"
 #include "compute/kernel_tables.h"
 #include "compute/simd_avx2.h"
+#include "compute/softmax_avx2.h"
 
 namespace elasticmoe::compute {
 namespace {
-
-// Lanes added in one fixed tree.
-inline float ReduceAdd(__m256 v) {
-  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
-}
 
 void ToActivation(const float* in, int count, void* out) {
   for (int i = 0; i < count; ++i) static_cast<Bf16*>(out)[i] = ToBf16(in[i]);
@@ -139,7 +133,7 @@ Bf16* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
-  if (kv.latent_values > 0) return StoreLatent<Bf16>(kv, layer, slot, k, block);
+  if (kv.latent_values > 0) return StoreLatent(kv, layer, slot, k, block);
   for (int head = 0; head < kv.kv_heads; ++head) {
     Bf16* keys = KeyOf(kv, layer, head, block);
     Bf16* values = ValueOf(kv, layer, head, block);
@@ -148,34 +142,6 @@ void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const floa
       values[slot * kv.head_dim + d] = ToBf16(v[head * kv.head_dim + d]);
     }
   }
-}
-
-// The running softmax of one query.
-struct Softmax {
-  float largest = -std::numeric_limits<float>::infinity();
-  float sum = 0;
-  float rescale = 0;                        // of what earlier blocks left in the output
-  alignas(32) float weights[kBlockTokens];  // of the present block's tokens
-};
-
-// Takes in the scores of a block of which the query sees tokens [first, count). The other lanes hold
-// anything, NaN included: they never enter.
-inline void Advance(__m256 low, __m256 high, int first, int count, float scale, Softmax& softmax) {
-  float* weights = softmax.weights;
-  _mm256_store_ps(weights, _mm256_mul_ps(low, _mm256_set1_ps(scale)));
-  _mm256_store_ps(weights + 8, _mm256_mul_ps(high, _mm256_set1_ps(scale)));
-  float largest = softmax.largest;
-  for (int t = 0; t < first; ++t) weights[t] = -std::numeric_limits<float>::infinity();
-  for (int t = first; t < count; ++t) largest = std::max(largest, weights[t]);
-  for (int t = count; t < kBlockTokens; ++t) weights[t] = -std::numeric_limits<float>::infinity();
-  const __m256 shift = _mm256_set1_ps(largest);
-  const __m256 p_low = Exp(_mm256_sub_ps(_mm256_load_ps(weights), shift));
-  const __m256 p_high = Exp(_mm256_sub_ps(_mm256_load_ps(weights + 8), shift));
-  softmax.rescale = _mm256_cvtss_f32(Exp(_mm256_set1_ps(softmax.largest - largest)));
-  softmax.sum = softmax.sum * softmax.rescale + ReduceAdd(_mm256_add_ps(p_low, p_high));
-  softmax.largest = largest;
-  _mm256_store_ps(weights, p_low);
-  _mm256_store_ps(weights + 8, p_high);
 }
 
 // out = out * rescale + the weighted values of `count` tokens, for queries that see as many.
@@ -257,7 +223,7 @@ void AttendTile(const KvCache& cache, int layer, const AttendUnit& unit, int fir
 }
 
 void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
-  if (cache.layout.latent_values > 0) return AttendLatents<Bf16>(cache, layer, units, count, scale);
+  if (cache.layout.latent_values > 0) return AttendLatents(cache, layer, units, count, scale);
   for (int u = 0; u < count; ++u) {
     const AttendUnit& unit = units[u];
     int i = 0;

@@ -1,13 +1,12 @@
 // The slow, plain truth: float32 everywhere, one loop a formula. What the SIMD tables are tested against, and
 // what runs where there is no SIMD.
 //
-// K of a block: [head_dim][16 tokens] float32; V: [16 tokens][head_dim] float32.
+// K of a block: [head_dim][16 tokens] float32; V: [16 tokens][head_dim] float32, and so are latents.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "compute/attend_latent.h"
 #include "compute/kernel_tables.h"
 
 namespace elasticmoe::compute {
@@ -76,7 +75,11 @@ float* ValueOf(const KvLayout& kv, int layer, int head, std::byte* block) {
 }
 
 void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const float* v, std::byte* block) {
-  if (kv.latent_values > 0) return StoreLatent<float>(kv, layer, slot, k, block);
+  if (kv.latent_values > 0) {
+    std::memcpy(block + layer * kv.LayerBytes() + slot * kv.head_dim * sizeof(float), k,
+                kv.head_dim * sizeof(float));
+    return;
+  }
   for (int head = 0; head < kv.kv_heads; ++head) {
     float* keys = KeyOf(kv, layer, head, block);
     float* values = ValueOf(kv, layer, head, block);
@@ -90,39 +93,41 @@ void StoreKv(const KvLayout& kv, int layer, int slot, const float* k, const floa
 void AttendOne(const KvCache& cache, int layer, int kv_head, const std::uint32_t* block_table,
                const Query& query, float scale) {
   const KvLayout& kv = cache.layout;
+  const bool latent = kv.latent_values > 0;
+  const int out_dim = latent ? kv.latent_values : kv.head_dim;
   float* acc = query.out;
-  for (int d = 0; d < kv.head_dim; ++d) acc[d] = 0;
+  for (int d = 0; d < out_dim; ++d) acc[d] = 0;
   float largest = query.sink;
   float sum = query.sink == -std::numeric_limits<float>::infinity() ? 0.0F : 1.0F;
   for (int begin = query.first / kBlockTokens * kBlockTokens; begin < query.tokens; begin += kBlockTokens) {
     std::byte* block = cache.Block(block_table[begin / kBlockTokens]);
     const float* keys = KeyOf(kv, layer, kv_head, block);
-    const float* values = ValueOf(kv, layer, kv_head, block);
+    const float* values = latent ? keys : ValueOf(kv, layer, kv_head, block);
     const int count = std::min(kBlockTokens, query.tokens - begin);
     float scores[kBlockTokens];
     float block_largest = largest;
     const int hidden = std::max(0, query.first - begin);
     for (int t = hidden; t < count; ++t) {
       float score = 0;
-      for (int d = 0; d < kv.head_dim; ++d) score += query.q[d] * keys[d * kBlockTokens + t];
+      for (int d = 0; d < kv.head_dim; ++d)
+        score += query.q[d] * keys[latent ? t * kv.head_dim + d : d * kBlockTokens + t];
       scores[t] = score * scale;
       block_largest = std::max(block_largest, scores[t]);
     }
     const float rescale = std::exp(largest - block_largest);
     sum *= rescale;
-    for (int d = 0; d < kv.head_dim; ++d) acc[d] *= rescale;
+    for (int d = 0; d < out_dim; ++d) acc[d] *= rescale;
     for (int t = hidden; t < count; ++t) {
       const float p = std::exp(scores[t] - block_largest);
       sum += p;
-      for (int d = 0; d < kv.head_dim; ++d) acc[d] += p * values[t * kv.head_dim + d];
+      for (int d = 0; d < out_dim; ++d) acc[d] += p * values[t * kv.head_dim + d];
     }
     largest = block_largest;
   }
-  for (int d = 0; d < kv.head_dim; ++d) acc[d] /= sum;
+  for (int d = 0; d < out_dim; ++d) acc[d] /= sum;
 }
 
 void Attend(const KvCache& cache, int layer, const AttendUnit* units, int count, float scale) {
-  if (cache.layout.latent_values > 0) return AttendLatents<float>(cache, layer, units, count, scale);
   for (int u = 0; u < count; ++u)
     for (int i = 0; i < units[u].count; ++i)
       AttendOne(cache, layer, units[u].kv_head, units[u].block_table, units[u].queries[i], scale);
