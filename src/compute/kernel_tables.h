@@ -11,6 +11,15 @@ struct AttentionKernels {
   decltype(Kernels::attend) attend;
 };
 
+// Rows of a product from which on its weights are asked for ahead, into L2, on this machine. With fewer, a
+// plain stream of loads is what machines fetch ahead best by themselves; with more, loads wait behind
+// arithmetic in the machine's window, and memory idles. Which number changes with the machine, not the
+// result.
+struct AheadRows {
+  int bf16, int8, int4;  // of int4 a line is twice as much to compute
+};
+const AheadRows& RowsToFetchAhead();
+
 const Kernels& ReferenceKernels();
 QuantizedKernels ReferenceQuantizedKernels();
 #if defined(__x86_64__)

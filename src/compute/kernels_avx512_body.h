@@ -61,27 +61,25 @@ inline void StorePanel(float* out, int n, int panel, const __m512 (&acc)[2]) {
 
 // Rows a tile: 12 x 2 sums + 2 weights fit the 32 registers.
 constexpr int kTileRows = 12;
-// Rows from which on weights are fetched ahead.
-constexpr int kLeastAhead = 8;
-
 // One panel at a time: read front to back, a matrix is one stream.
 template <int kRows>
 [[gnu::always_inline]] inline void AccumulatePanel(const PackedMatrix& w, const void* const* rows, int panel,
-                                                   bool cold, __m512 (&acc)[kRows][2]) {
+                                                   bool ahead, __m512 (&acc)[kRows][2]) {
   const Bf16* x[kRows];
   for (int r = 0; r < kRows; ++r) x[r] = static_cast<const Bf16*>(rows[r]);
-  if (kRows >= kLeastAhead && cold)
-    Accumulate<kRows, kRows >= kLeastAhead>(PanelOf(w, panel), x, w.k, acc);
+  if (ahead)
+    Accumulate<kRows, true>(PanelOf(w, panel), x, w.k, acc);
   else
     Accumulate<kRows, false>(PanelOf(w, panel), x, w.k, acc);
 }
 
 void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_begin, int panel_end,
             float* const* out) {
+  const int least_ahead = RowsToFetchAhead().bf16;
   for (int panel = panel_begin; panel < panel_end; ++panel) {  // for all rows, while it stays in cache
     ForTiles<kTileRows>(m, [&](int first, auto count, bool cold) {
       __m512 acc[count()][2];
-      AccumulatePanel(w, rows + first, panel, cold, acc);
+      AccumulatePanel(w, rows + first, panel, cold && count() >= least_ahead, acc);
       for (int r = 0; r < count(); ++r) StorePanel(out[first + r], w.n, panel, acc[r]);
     });
   }
@@ -89,11 +87,13 @@ void Matmul(const PackedMatrix& w, const void* const* rows, int m, int panel_beg
 
 void GateUp(const PackedMatrix& gate, const PackedMatrix& up, const Activation& activation,
             const void* const* rows, int m, int panel_begin, int panel_end, void* const* out) {
+  const int least_ahead = RowsToFetchAhead().bf16;
   for (int panel = panel_begin; panel < panel_end; ++panel) {
     ForTiles<kTileRows>(m, [&](int first, auto count, bool cold) {
       __m512 gates[count()][2], ups[count()][2];
-      AccumulatePanel(gate, rows + first, panel, cold, gates);
-      AccumulatePanel(up, rows + first, panel, cold, ups);
+      const bool ahead = cold && count() >= least_ahead;
+      AccumulatePanel(gate, rows + first, panel, ahead, gates);
+      AccumulatePanel(up, rows + first, panel, ahead, ups);
       for (int r = 0; r < count(); ++r)
         for (int half = 0; half < 2; ++half)
           StoreActivated(activation, gates[r][half], ups[r][half], panel * kPanel + half * 16, gate.n,

@@ -27,11 +27,6 @@ void Quantize(const void* activations, int k, void* quantized) {
   }
 }
 
-// Rows from which on weights are fetched ahead: a line of int4 is twice as much to compute.
-constexpr int LeastAhead(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? 3 : 6;
-}
-
 // sums[row][half] = rows x panel, over all groups, front to back.
 template <WeightFormat kFormat, int kRows, bool kAhead>
 [[gnu::always_inline]] inline void Accumulate(const std::byte* panel, const QuantizedRow (&x)[kRows],
@@ -66,8 +61,8 @@ template <WeightFormat kFormat, int kRows, bool kAhead>
   }
 }
 
-// Rows of one panel that share its loads and their unpacking: 12 x 2 integer sums fit the 32 registers, their
-// float sums wait in the L1 cache meanwhile.
+// Rows of one panel that share its loads and their unpacking: 8 x 2 integer sums and what is unpacked fit the
+// 32 registers, their float sums wait in the L1 cache meanwhile.
 constexpr int kTileRows = 8;
 
 inline void StorePanel(float* out, int n, int panel, const __m512 (&sums)[2]) {
@@ -82,13 +77,14 @@ template <WeightFormat kFormat, class Store>
 [[gnu::always_inline]] inline void ForPanel(const PackedMatrix& w, const void* const* rows, int m, int panel,
                                             const Store& store) {
   const int groups = GroupsOf(w.k);
+  const AheadRows& ahead = RowsToFetchAhead();
+  const int least_ahead = kFormat == WeightFormat::kInt4 ? ahead.int4 : ahead.int8;
   ForTiles<kTileRows>(m, [&](int first, auto count, bool cold) {
     QuantizedRow x[count()];
     for (int r = 0; r < count(); ++r) x[r] = QuantizedRow::At(rows[first + r], groups);
     __m512 sums[count()][2];
-    constexpr bool kAhead = count() >= LeastAhead(kFormat);
-    if (kAhead && cold)
-      Accumulate<kFormat, count(), kAhead>(w.Panel(panel), x, groups, sums);
+    if (cold && count() >= least_ahead)
+      Accumulate<kFormat, count(), true>(w.Panel(panel), x, groups, sums);
     else
       Accumulate<kFormat, count(), false>(w.Panel(panel), x, groups, sums);
     for (int r = 0; r < count(); ++r) store(first + r, sums[r]);

@@ -31,7 +31,17 @@ struct Best {
   bool valid = false;  // neither NaN nor +inf among the logits, and something above -inf
 };
 
-Best FindBest(std::span<const float> logits) {
+// ---- Loops over the vocabulary, in lanes that do not depend on the instruction set, so that its results do
+// not either. Written once, compiled twice: for all machines and for those with AVX2.
+
+// Exponents: the difference first, which is 0 for the best token whatever the temperature.
+struct Scale {
+  float largest, inverse;
+  [[gnu::always_inline]] float operator()(float logit) const { return (logit - largest) * inverse; }
+};
+
+// The largest of `logits` and, in `nan`, whether any is NaN.
+[[gnu::always_inline]] inline float LargestBody(std::span<const float> logits, bool& nan) {
   float largest[kLanes];
   int nans[kLanes] = {};
   std::fill(largest, largest + kLanes, -kInfinity);
@@ -47,9 +57,74 @@ Best FindBest(std::span<const float> logits) {
     largest[lane] = std::max(largest[lane], logits[i]);
     nans[lane] |= std::isnan(logits[i]);
   }
+  nan = std::count(nans, nans + kLanes, 0) != kLanes;
+  return *std::max_element(largest, largest + kLanes);
+}
+
+// Sum of e^scale(logit).
+[[gnu::always_inline]] inline double SumBody(std::span<const float> logits, Scale scale) {
+  float sums[kLanes] = {};
+  std::size_t i = 0;
+  for (; i + kLanes <= logits.size(); i += kLanes)
+    for (std::size_t lane = 0; lane < kLanes; ++lane) sums[lane] += Exp(scale(logits[i + lane]));
+  for (std::size_t lane = 0; i < logits.size(); ++i, ++lane) sums[lane] += Exp(scale(logits[i]));
+  double sum = 0;
+  for (const float lane : sums) sum += lane;
+  return sum;
+}
+
+// The first of [begin, logits.size()), in steps of kLanes, where any of kLanes neighbours has scale(logit) >=
+// floor; begins beyond the last whole kLanes where none has.
+[[gnu::always_inline]] inline std::size_t NextAboveBody(std::span<const float> logits, Scale scale,
+                                                        float floor, std::size_t begin) {
+  for (; begin + kLanes <= logits.size(); begin += kLanes) {
+    int any[kLanes];
+    for (std::size_t lane = 0; lane < kLanes; ++lane) any[lane] = scale(logits[begin + lane]) >= floor;
+    int sum = 0;
+    for (std::size_t lane = 0; lane < kLanes; ++lane) sum |= any[lane];
+    if (sum != 0) break;
+  }
+  return begin;
+}
+
+struct VocabularyLoops {
+  float (*largest)(std::span<const float> logits, bool& nan);
+  double (*sum)(std::span<const float> logits, Scale scale);
+  std::size_t (*next_above)(std::span<const float> logits, Scale scale, float floor, std::size_t begin);
+};
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] float LargestAvx2(std::span<const float> logits, bool& nan) {
+  return LargestBody(logits, nan);
+}
+[[gnu::target("avx2")]] double SumAvx2(std::span<const float> logits, Scale scale) {
+  return SumBody(logits, scale);
+}
+[[gnu::target("avx2")]] std::size_t NextAboveAvx2(std::span<const float> logits, Scale scale, float floor,
+                                                  std::size_t begin) {
+  return NextAboveBody(logits, scale, floor, begin);
+}
+#endif
+
+const VocabularyLoops& Loops() {
+  static const VocabularyLoops loops = []() -> VocabularyLoops {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2")) return {LargestAvx2, SumAvx2, NextAboveAvx2};
+#endif
+    return {[](std::span<const float> logits, bool& nan) { return LargestBody(logits, nan); },
+            [](std::span<const float> logits, Scale scale) { return SumBody(logits, scale); },
+            [](std::span<const float> logits, Scale scale, float floor, std::size_t begin) {
+              return NextAboveBody(logits, scale, floor, begin);
+            }};
+  }();
+  return loops;
+}
+
+Best FindBest(std::span<const float> logits) {
   Best best;
-  best.logit = *std::max_element(largest, largest + kLanes);
-  best.valid = std::isfinite(best.logit) && std::count(nans, nans + kLanes, 0) == kLanes;
+  bool nan = false;
+  best.logit = Loops().largest(logits, nan);
+  best.valid = std::isfinite(best.logit) && !nan;
   if (best.valid)
     best.token = static_cast<TokenId>(std::find(logits.begin(), logits.end(), best.logit) - logits.begin());
   return best;
@@ -59,21 +134,10 @@ Best FindBest(std::span<const float> logits) {
 class Distribution {
  public:
   Distribution(std::span<const float> logits, float largest, float inverse_temperature)
-      : logits_(logits), largest_(largest), inverse_(inverse_temperature) {}
-
-  // The difference first: it is 0 for the best token whatever the temperature.
-  float Scaled(std::size_t i) const { return (logits_[i] - largest_) * inverse_; }
+      : logits_(logits), scale_{largest, inverse_temperature} {}
 
   double BlockSum(std::size_t begin) const {
-    const std::size_t end = std::min(begin + kBlock, logits_.size());
-    float sums[kLanes] = {};
-    std::size_t i = begin;
-    for (; i + kLanes <= end; i += kLanes)
-      for (std::size_t lane = 0; lane < kLanes; ++lane) sums[lane] += Exp(Scaled(i + lane));
-    for (std::size_t lane = 0; i < end; ++i, ++lane) sums[lane] += Exp(Scaled(i));
-    double sum = 0;
-    for (const float lane : sums) sum += lane;
-    return sum;
+    return Loops().sum(logits_.subspan(begin, std::min(kBlock, logits_.size() - begin)), scale_);
   }
 
   double Total() const {
@@ -99,13 +163,16 @@ class Distribution {
     return DrawFrom(last * kBlock, sums[last]);
   }
 
-  // Tokens with Scaled >= floor and any weight, in the order of their ids.
+  // Tokens with an exponent >= floor and any weight, in the order of their ids.
   void Gather(float floor, std::vector<Candidate>& out) const {
     out.clear();
-    for (std::size_t i = 0; i < logits_.size(); ++i) {
-      const float scaled = Scaled(i);
-      if (!(scaled >= floor)) continue;
-      if (const float weight = Exp(scaled); weight > 0) out.push_back({weight, static_cast<TokenId>(i)});
+    for (std::size_t i = 0; i < logits_.size();) {
+      i = Loops().next_above(logits_, scale_, floor, i);
+      for (const std::size_t end = std::min(i + kLanes, logits_.size()); i < end; ++i) {
+        const float scaled = scale_(logits_[i]);
+        if (!(scaled >= floor)) continue;
+        if (const float weight = Exp(scaled); weight > 0) out.push_back({weight, static_cast<TokenId>(i)});
+      }
     }
   }
 
@@ -113,7 +180,7 @@ class Distribution {
   TokenId DrawFrom(std::size_t begin, double left) const {
     std::size_t last = begin;
     for (std::size_t i = begin; i < std::min(begin + kBlock, logits_.size()); ++i) {
-      const float weight = Exp(Scaled(i));
+      const float weight = Exp(scale_(logits_[i]));
       if (weight <= 0) continue;
       last = i;
       left -= weight;
@@ -123,8 +190,7 @@ class Distribution {
   }
 
   std::span<const float> logits_;
-  float largest_;
-  float inverse_;
+  Scale scale_;
 };
 
 double Sum(std::span<const Candidate> candidates) {

@@ -13,9 +13,7 @@
 
 namespace elasticmoe::compute {
 
-// Weights are read by loads alone where little is computed of each line: such a stream machines fetch ahead
-// best by themselves. Where more is computed, loads wait behind it in the machine's window and memory idles:
-// there each line is asked for so many bytes before its use, into L2.
+// A line that is asked for ahead (RowsToFetchAhead) is so many bytes before its use, into L2.
 inline constexpr std::size_t kAheadBytes = 8192;
 
 // Not _mm_prefetch: around that GCC keeps sums in memory that belong into registers.
