@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "base/rng.h"
@@ -13,7 +14,7 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLeastTemperature = 1e-5F;  // as in vLLM; below, only the best token has any weight
 constexpr std::size_t kBlock = 1024;        // logits summed or scanned as one
-constexpr std::size_t kLanes = 16;
+constexpr std::size_t kLanes = kExpLanes;
 
 struct Candidate {
   float weight;  // e^((logit - largest) / temperature), in (0, 1]
@@ -42,47 +43,57 @@ struct Scale {
 
 // The largest of `logits` and, in `nan`, whether any is NaN.
 [[gnu::always_inline]] inline float LargestBody(std::span<const float> logits, bool& nan) {
-  float largest[kLanes];
-  int nans[kLanes] = {};
-  std::fill(largest, largest + kLanes, -kInfinity);
+  FloatLanes largest = FloatLanes{} - kInfinity;
+  IntLanes nans{};
   std::size_t i = 0;
   for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const float logit = logits[i + lane];
-      largest[lane] = logit > largest[lane] ? logit : largest[lane];
-      nans[lane] |= logit != logit;
-    }
+    FloatLanes some;
+    std::memcpy(&some, &logits[i], sizeof(some));
+    largest = some > largest ? some : largest;
+    nans |= some != some;
   }
   for (std::size_t lane = 0; i < logits.size(); ++i, ++lane) {
     largest[lane] = std::max(largest[lane], logits[i]);
     nans[lane] |= std::isnan(logits[i]);
   }
-  nan = std::count(nans, nans + kLanes, 0) != kLanes;
-  return *std::max_element(largest, largest + kLanes);
+  float most = largest[0];
+  nan = nans[0] != 0;
+  for (std::size_t lane = 1; lane < kLanes; ++lane) {
+    most = std::max(most, largest[lane]);
+    nan |= nans[lane] != 0;
+  }
+  return most;
 }
 
 // Sum of e^scale(logit).
 [[gnu::always_inline]] inline double SumBody(std::span<const float> logits, Scale scale) {
-  float sums[kLanes] = {};
+  FloatLanes sums{};
   std::size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes)
-    for (std::size_t lane = 0; lane < kLanes; ++lane) sums[lane] += Exp(scale(logits[i + lane]));
+  for (; i + kLanes <= logits.size(); i += kLanes) {
+    FloatLanes some, weights;
+    std::memcpy(&some, &logits[i], sizeof(some));
+    Exp((some - scale.largest) * scale.inverse, weights);
+    sums += weights;
+  }
   for (std::size_t lane = 0; i < logits.size(); ++i, ++lane) sums[lane] += Exp(scale(logits[i]));
   double sum = 0;
-  for (const float lane : sums) sum += lane;
+  for (std::size_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
   return sum;
 }
 
-// The first of [begin, logits.size()), in steps of kLanes, where any of kLanes neighbours has scale(logit) >=
-// floor; begins beyond the last whole kLanes where none has.
+// The first of `begin`, `begin` + kLanes, ... from where on any of kLanes neighbours has scale(logit) >=
+// floor; fewer than kLanes are left where none has.
 [[gnu::always_inline]] inline std::size_t NextAboveBody(std::span<const float> logits, Scale scale,
                                                         float floor, std::size_t begin) {
   for (; begin + kLanes <= logits.size(); begin += kLanes) {
-    int any[kLanes];
-    for (std::size_t lane = 0; lane < kLanes; ++lane) any[lane] = scale(logits[begin + lane]) >= floor;
-    int sum = 0;
-    for (std::size_t lane = 0; lane < kLanes; ++lane) sum |= any[lane];
-    if (sum != 0) break;
+    FloatLanes some;
+    std::memcpy(&some, &logits[begin], sizeof(some));
+    const IntLanes above = (some - scale.largest) * scale.inverse >= floor;
+    std::int64_t halves[kLanes / 2];
+    std::memcpy(halves, &above, sizeof(halves));
+    std::int64_t any = 0;
+    for (const std::int64_t half : halves) any |= half;
+    if (any != 0) break;
   }
   return begin;
 }
@@ -199,20 +210,25 @@ double Sum(std::span<const Candidate> candidates) {
   return sum;
 }
 
-// Sorts candidates as far as needed and keeps the fewest that hold `wanted` of the weight.
+// Keeps the fewest that hold `wanted` of the weight, in their order: halves of the best are weighed until one
+// is left to say yes or no to. No sort: a flat distribution keeps most of the vocabulary.
 void KeepTopP(double wanted, std::vector<Candidate>& candidates) {
-  double reached = 0;
-  for (std::size_t sorted = 0; sorted < candidates.size();) {
-    const std::size_t end = std::min(candidates.size(), std::max<std::size_t>(64, sorted * 4));
-    std::partial_sort(candidates.begin() + sorted, candidates.begin() + end, candidates.end(), Better);
-    for (; sorted < end; ++sorted) {
-      reached += candidates[sorted].weight;
-      if (reached >= wanted) {
-        candidates.resize(sorted + 1);
-        return;
-      }
+  std::vector<Candidate> order = candidates;
+  std::size_t begin = 0, end = order.size();  // the last one kept is in [begin, end), if any is left out
+  while (end - begin > 1) {
+    const std::size_t middle = begin + (end - begin) / 2;
+    std::nth_element(order.begin() + begin, order.begin() + middle, order.begin() + end, Better);
+    const double better = Sum(std::span(order).subspan(begin, middle - begin));
+    if (better >= wanted) {
+      end = middle;
+    } else {
+      begin = middle;
+      wanted -= better;
     }
   }
+  if (order.empty()) return;
+  const Candidate last = order[begin];
+  std::erase_if(candidates, [&](const Candidate& one) { return Better(last, one); });
 }
 
 // What min_p, then top_k, then top_p leave. The head of the distribution is nearly always enough to tell, so
@@ -223,7 +239,7 @@ std::vector<Candidate> Filter(const Distribution& distribution, const core::Samp
   const float last_floor = min_p ? std::log(params.min_p) : -kInfinity;
   const double total = !min_p && top_k == 0 ? distribution.Total() : 0;
   std::vector<Candidate> candidates;
-  for (const float floor : {-8.0F, -16.0F, last_floor}) {
+  for (const float floor : {-1.0F, -2.0F, -4.0F, -8.0F, -16.0F, last_floor}) {
     if (floor < last_floor) continue;
     distribution.Gather(floor, candidates);
     if (floor == last_floor) break;

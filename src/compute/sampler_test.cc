@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -71,6 +74,23 @@ TEST(Exp, IsWithinTwoUlp) {
   EXPECT_EQ(0.0F, Exp(-kInfinity));
   EXPECT_EQ(0.0F, Exp(std::numeric_limits<float>::quiet_NaN()));
   EXPECT_TRUE(std::isfinite(Exp(kInfinity)));
+}
+
+TEST(Exp, LanesHaveTheBitsOfOne) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinity = std::numeric_limits<float>::infinity();
+  std::vector<float> all{0.0F, -0.0F, -87.0F, -87.1F, 88.0F, 88.1F, 1e-30F, nan, infinity, -infinity};
+  for (float x = -90.0F; x < 90.0F; x += 0.037F) all.push_back(x);
+  all.resize(all.size() / kExpLanes * kExpLanes);
+  for (std::size_t i = 0; i < all.size(); i += kExpLanes) {
+    FloatLanes in, out;
+    std::memcpy(&in, &all[i], sizeof(in));
+    Exp(in, out);
+    for (int lane = 0; lane < kExpLanes; ++lane)
+      EXPECT_EQ(std::bit_cast<std::uint32_t>(float{out[lane]}),
+                std::bit_cast<std::uint32_t>(Exp(all[i + lane])))
+          << all[i + lane];
+  }
 }
 
 TEST(Sample, GreedyTakesTheBestAndTheLowerIdOfEquals) {
