@@ -72,7 +72,7 @@ Expected<std::unique_ptr<runtime::Autoscaler>> MakeAutoscaler(const AutoscaleFla
                          .attainment = flags.slo_attainment};
   settings.policy.min_devices = flags.min_devices;
   const runtime::EngineOptions& engine = replicas.options();
-  const int cores = static_cast<int>(runtime::AllowedCpus().size());
+  const int cores = runtime::UsableCores();
   settings.policy.max_devices =
       max_devices > 0
           ? engine.max_devices

@@ -61,6 +61,7 @@ Expected<std::unique_ptr<EngineBench>> EngineBench::Start(Options options) {
                                                            .sequences = options.sequences,
                                                            .tokens_each = options.tokens_each}));
   bench->kernels_ = kernels;
+  bench->probe_.emplace(bench->alone_->threads());
   bench->MeasureLimitsAgain();
   bench->options_ = std::move(options);
   return bench;
@@ -69,7 +70,7 @@ Expected<std::unique_ptr<EngineBench>> EngineBench::Start(Options options) {
 EngineBench::~EngineBench() = default;
 
 void EngineBench::MeasureLimitsAgain() {
-  limits_.Raise(MeasureLimits(*kernels_, engine_->Spec().weights, alone_->threads()));
+  limits_.Raise(MeasureLimits(*kernels_, engine_->Spec().weights, alone_->threads(), *probe_));
 }
 
 std::string EngineBench::About() const {

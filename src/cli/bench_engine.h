@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,7 @@ class EngineBench {
   std::unique_ptr<runtime::ElasticEngine> engine_;
   const compute::Kernels* kernels_ = nullptr;
   std::unique_ptr<ForwardAlone> alone_;
+  std::optional<compute::ReadProbe> probe_;
   MachineLimits limits_;
   std::uint64_t next_request_ = 1;
 };

@@ -74,7 +74,7 @@ class KernelBench {
         pool_(cpus),
         // Read as any of the formats: small numbers, small scales.
         weights_(kColdBytes / sizeof(Bf16), compute::ToBf16(0.01F)),
-        limits_(MeasureLimits(kernels, options.weights, pool_)) {}
+        limits_(MeasureLimits(kernels, options.weights, pool_, compute::ReadProbe(pool_))) {}
 
   void Run() {
     for (const int m : {1, 2, 4, 8, 16, 64, 512}) Matmul(2048, 1536, m);

@@ -190,7 +190,8 @@ int Run(Options options) {
   }
   std::vector<int> cpus = runtime::AllowedCpus();
   compute::ThreadPool threads(cpus);
-  const MachineLimits limits = MeasureLimits(**kernels, options.engine.options.weights, threads);
+  const MachineLimits limits =
+      MeasureLimits(**kernels, options.engine.options.weights, threads, compute::ReadProbe(threads));
   return Report(options.report, kCommand, limits, rows,
                 fmt::format("{}\n{}; medians of {} round{}\n\n{}", Describe(limits),
                             options.engine.options.model.string(), options.rounds,

@@ -8,7 +8,6 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "cli/client.h"
-#include "compute/limits.h"
 
 namespace elasticmoe::cli {
 namespace {
@@ -39,8 +38,8 @@ void MachineLimits::Raise(const MachineLimits& other) {
 }
 
 MachineLimits MeasureLimits(const compute::Kernels& kernels, core::WeightFormat weights,
-                            compute::ThreadPool& threads) {
-  return {std::string(kernels.name), weights, threads.Size(), compute::ReadBandwidth(threads),
+                            compute::ThreadPool& threads, const compute::ReadProbe& probe) {
+  return {std::string(kernels.name), weights, threads.Size(), probe.BytesPerSecond(threads),
           compute::DotPeak(kernels, weights, threads)};
 }
 

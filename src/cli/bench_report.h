@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "cli/bench_forward.h"
 #include "compute/kernels.h"
+#include "compute/limits.h"
 #include "compute/parallel.h"
 #include "core/weight_format.h"
 
@@ -31,9 +32,9 @@ struct MachineLimits {
   void Raise(const MachineLimits& other);  // the better of each
 };
 
-// Half a second a kind of limit, on all threads of the pool.
+// On all threads of the pool, half a second.
 MachineLimits MeasureLimits(const compute::Kernels& kernels, core::WeightFormat weights,
-                            compute::ThreadPool& threads);
+                            compute::ThreadPool& threads, const compute::ReadProbe& probe);
 
 // "Intel(R) Xeon(R) ..., 2 threads: reads 62.1 GB/s, amxbf16 3012 GFLOP/s"
 std::string Describe(const MachineLimits& limits);

@@ -11,6 +11,7 @@
 #include "cli/client.h"
 #include "cli/machine_speed.h"
 #include "cli/openai_answer.h"
+#include "compute/limits.h"
 #include "model/checkpoint.h"
 
 namespace elasticmoe::cli {
@@ -201,7 +202,9 @@ Expected<Calibration> Calibrate(const CalibrationOptions& options,
   EM_ASSIGN_OR_RETURN(out.profile, sim::ProfileOf("cpu-core"));
   out.profile.devices = options.devices;
   say("memory");
-  EM_ASSIGN_OR_RETURN(out.profile.memory_bytes_s, ReadBandwidth());
+  const int any_cpu = -1;
+  compute::ThreadPool thread({&any_cpu, 1});
+  out.profile.memory_bytes_s = compute::ReadProbe(thread).BytesPerSecond(thread);
   EM_ASSIGN_OR_RETURN(const double copy, CopyBandwidth());
   out.profile.link_bytes_s = options.domain_per_device ? copy : kRemapped;
   say("start of a server");

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "base/log.h"
 #include "runtime/process.h"
 
 namespace elasticmoe::cli {
@@ -39,7 +40,7 @@ void DrawProgress(std::uint64_t loaded, std::uint64_t total) {
 
 Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::string& name) {
   runtime::EngineOptions& o = flags.options;
-  const int cores = static_cast<int>(runtime::AllowedCpus().size());
+  const int cores = runtime::UsableCores();
   if (flags.devices == 0) flags.devices = std::max(2, cores / o.threads_per_device);
   if (flags.max_devices == 0) flags.max_devices = std::max({8, cores / o.threads_per_device, flags.devices});
   o.devices = std::min(flags.devices, runtime::kMaxDevices);
@@ -47,6 +48,12 @@ Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::s
   if (o.devices > o.max_devices)
     return Fail(ErrorCode::kInvalidArgument, "--devices: {} is above --max-devices={}", o.devices,
                 o.max_devices);
+  if (o.devices * o.threads_per_device > std::max(cores, 2))
+    LogWarn(
+        "{} devices of {} threads are more than the {} cores that this process may use: they take turns and "
+        "wait "
+        "for each other; lower --devices or --threads-per-device",
+        o.devices, o.threads_per_device, cores);
   EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
   if (flags.expert_table == "remap") o.expert_table = runtime::ExpertTableKind::kRemap;
   if (o.kv_memory_bytes == 0)

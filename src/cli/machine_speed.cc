@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdint>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -67,25 +66,6 @@ Expected<double> ParallelCopyBandwidth(std::size_t bytes, int threads) {
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     best = std::max(best, static_cast<double>(bytes) / seconds);
   }
-  return best;
-}
-
-Expected<double> ReadBandwidth() {
-  constexpr std::size_t kWords = std::size_t{32} << 20;  // 256 MiB: no cache holds it
-  std::vector<std::uint64_t> words(kWords, 1);
-  double best = 0;
-  std::uint64_t sum = 0;
-  for (int round = 0; round < 5; ++round) {
-    const auto start = std::chrono::steady_clock::now();
-    std::uint64_t part[8] = {};  // chains of additions that do not wait for each other
-    for (std::size_t i = 0; i < kWords; i += 8)
-      for (std::size_t k = 0; k < 8; ++k) part[k] += words[i + k];
-    for (const std::uint64_t one : part) sum += one;
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, kWords * sizeof(std::uint64_t) / seconds);
-  }
-  if (sum != 5 * kWords)
-    return Fail(ErrorCode::kInternal, "reading memory: sum={} (limit={})", sum, 5 * kWords);
   return best;
 }
 

@@ -13,7 +13,5 @@ Expected<double> CopyBandwidth();
 // Bytes a second of plain copies of `bytes` between two memory objects that are backed already, by that many
 // threads at once. Best of a few. kResourceExhausted: the machine has not twice as much to give.
 Expected<double> ParallelCopyBandwidth(std::size_t bytes, int threads);
-// Bytes a second that one thread reads. Best of a few.
-Expected<double> ReadBandwidth();
 
 }  // namespace elasticmoe::cli

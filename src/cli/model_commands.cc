@@ -73,7 +73,8 @@ void RegisterMakeModel(CLI::App& app, Action& action) {
   sub->add_option("--heads", options->heads, "Attention heads");
   sub->add_option("--kv-heads", options->kv_heads, "Heads of keys and values");
   sub->add_option("--head-dim", options->head_dim, "Width of a head");
-  sub->add_option("--tied-head", options->tied_head, "Embedding and head share their weights (true or false)");
+  sub->add_option("--tied-head", options->tied_head,
+                  "Embedding and head share their weights (true or false)");
   sub->add_option("--seed", options->seed, "The same seed gives the same bytes")->capture_default_str();
   sub->add_option("--shard-bytes", options->shard_bytes, "Largest file")->transform(CLI::AsSizeValue(false));
   sub->callback([&action, options, parameters] { action = [=] { return Make(*options, *parameters); }; });

@@ -16,6 +16,7 @@ namespace elasticmoe::compute {
 namespace {
 
 constexpr int kPasses = 6;
+constexpr std::size_t kPiece = std::size_t{8} << 20;  // of the memory that is read
 
 // Keeps `value` and what made it.
 template <class T>
@@ -136,26 +137,33 @@ __attribute__((target("avx2"))) double RunAvx2Int8() {
 
 }  // namespace
 
-double ReadBandwidth(ThreadPool& threads) {
-  constexpr std::size_t kPiece = std::size_t{8} << 20;
+ReadProbe::ReadProbe(ThreadPool& threads) {
   for (std::size_t bytes = std::size_t{1} << 30; bytes >= std::size_t{512} << 20; bytes /= 2) {
     void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED) continue;
     ::madvise(memory, bytes, MADV_HUGEPAGE);
-    auto* data = static_cast<std::byte*>(memory);
-    const int pieces = static_cast<int>(bytes / kPiece);
-    threads.Run(pieces, [&](int i) { std::memset(data + std::size_t(i) * kPiece, 1, kPiece); });
-    double best = 0;
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const TimeNs begin = Now();
-      const auto read = pass % 2 == 0 ? ReadAll<false> : ReadAll<true>;
-      threads.Run(pieces, [&](int i) { read(data + std::size_t(i) * kPiece, kPiece); });
-      best = std::max(best, static_cast<double>(bytes) / SecondsSince(begin));
-    }
-    ::munmap(memory, bytes);
-    return best;
+    threads.Run(static_cast<int>(bytes / kPiece),
+                [&](int i) { std::memset(static_cast<std::byte*>(memory) + i * kPiece, 1, kPiece); });
+    memory_ = memory;
+    bytes_ = bytes;
+    return;
   }
-  return 0;
+}
+
+ReadProbe::~ReadProbe() {
+  if (memory_ != nullptr) ::munmap(memory_, bytes_);
+}
+
+double ReadProbe::BytesPerSecond(ThreadPool& threads) const {
+  double best = 0;
+  for (int pass = 0; pass < kPasses && memory_ != nullptr; ++pass) {
+    const TimeNs begin = Now();
+    const auto read = pass % 2 == 0 ? ReadAll<false> : ReadAll<true>;
+    threads.Run(static_cast<int>(bytes_ / kPiece),
+                [&](int i) { read(static_cast<const std::byte*>(memory_) + i * kPiece, kPiece); });
+    best = std::max(best, static_cast<double>(bytes_) / SecondsSince(begin));
+  }
+  return best;
 }
 
 double DotPeak([[maybe_unused]] const Kernels& kernels, [[maybe_unused]] WeightFormat format,

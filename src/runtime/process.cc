@@ -22,6 +22,8 @@
 #include <mutex>
 #include <thread>
 
+#include "runtime/cgroup.h"
+
 namespace elasticmoe::runtime {
 
 bool Process::Ended() const {
@@ -156,6 +158,11 @@ std::vector<int> AllowedCpus() {
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
       if (CPU_ISSET(cpu, &allowed)) first_threads.push_back(cpu);
   return first_threads;
+}
+
+int UsableCores() {
+  const double cores = std::min(static_cast<double>(AllowedCpus().size()), ReadCgroupLimits().cpus);
+  return std::max(1, static_cast<int>(cores));
 }
 
 void TuneProcess() {

@@ -33,6 +33,8 @@ Expected<Process> SpawnSelf(const SpawnOptions& options);
 
 // The cores this process may use, one hardware thread a core first.
 std::vector<int> AllowedCpus();
+// How many of them its control groups give it the time of (a container's quota, rounded down), at least 1.
+int UsableCores();
 
 // Raises RLIMIT_NOFILE to its hard limit and keeps freed memory in the process (substrate: large
 // malloc/free is ruinous). At the start of every process.

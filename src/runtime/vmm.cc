@@ -11,6 +11,7 @@
 #include <fstream>
 
 #include "base/check.h"
+#include "runtime/cgroup.h"
 #include "runtime/vmm_calls.h"
 
 #if defined(__SSE2__)
@@ -226,10 +227,10 @@ std::size_t MappingLimit() {
 }
 
 std::size_t AvailableMemory() {
-  return Meminfo("MemAvailable:");
+  return std::min<std::size_t>(Meminfo("MemAvailable:"), ReadCgroupLimits().free_bytes);
 }
 std::size_t TotalMemory() {
-  return Meminfo("MemTotal:");
+  return std::min<std::size_t>(Meminfo("MemTotal:"), ReadCgroupLimits().memory_bytes);
 }
 
 }  // namespace elasticmoe::runtime

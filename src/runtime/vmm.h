@@ -77,7 +77,8 @@ PageKind BestPageKind();
 // Mappings that a process may have (vm.max_map_count).
 std::size_t MappingLimit();
 
-// Memory the machine could give now (MemAvailable), bytes.
+// Memory that the machine, within the limits of this process's control groups, could give now (MemAvailable)
+// and has, bytes.
 std::size_t AvailableMemory();
 std::size_t TotalMemory();
 

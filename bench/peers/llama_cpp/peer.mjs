@@ -7,6 +7,7 @@ import {createInterface} from "node:readline";
 import {open} from "./llama.mjs";
 
 const [path, sequences, tokensEach] = process.argv.slice(2);
+const own = performance.now() / 1e3;  // that node took to come here
 const peer = await open(path, {sequences: Number(sequences), tokensEach: Number(tokensEach)});
 
 async function prefill(prompt) {
@@ -43,7 +44,7 @@ async function decode(prompts, tokens) {
 }
 
 const answer = (value) => process.stdout.write(JSON.stringify(value) + "\n");
-answer({ready: true, release: peer.release, system: peer.system});
+answer({ready: true, own, release: peer.release, system: peer.system});
 for await (const line of createInterface({input: process.stdin})) {
   const question = JSON.parse(line);
   if (question.op === "prefill") answer(await prefill(question.prompt));

@@ -11,6 +11,7 @@
 // Ours is the whole engine: scheduler, worker processes, exchange between them, sampling.
 import {spawn, spawnSync} from "node:child_process";
 import {existsSync, mkdirSync, readFileSync, rmSync} from "node:fs";
+import {once} from "node:events";
 import {dirname, join} from "node:path";
 import {createInterface} from "node:readline";
 import {fileURLToPath} from "node:url";
@@ -32,8 +33,8 @@ const {values: options} = parseArgs({options: {
 if (options.help) {
   console.log(`node run.mjs [--json] [--quick] [--rounds N] [--formats bf16,int8,int4] [--no-serve]
              [--elasticmoe PROGRAM] [--directory DIR] [--flags "--devices 2 --threads 1"]
-  --quick      the rows of 1 and 32 sequences alone, fewer rounds and steps, each row on one set of prompts, bf16
-               alone over HTTP
+  --quick      about a minute: the rows of 1 and 32 sequences alone, fewer rounds and steps, each row on one set of
+               prompts, bf16 alone over HTTP and 24 tokens there instead of 64
   --directory  where the model and its exports are made, and found again
   --flags      passed on to our engine`);
   process.exit(0);
@@ -43,19 +44,21 @@ const steps = options.quick ? 8 : 24;
 const context = options.quick ? 16 : 64;  // tokens of each sequence before
 const prefillTokens = 512;
 const sequenceCounts = options.quick ? [1, 32] : [1, 4, 16, 32];
-const served = {concurrency: 32, requests: options.quick ? 32 : 64, input: 128, output: 64};
+const served = {concurrency: 32, requests: options.quick ? 32 : 64, input: 128, output: options.quick ? 24 : 64};
 const ggufType = {bf16: "bf16", int8: "q8_0", int4: "q4_0"};
 const flags = options.flags.split(" ").filter((flag) => flag !== "");
 
-const say = (text) => process.stderr.write(`${text}\n`);
+const start = performance.now();
+const say = (text) => process.stderr.write(`${((performance.now() - start) / 1e3).toFixed(0).padStart(4)} s  ${text}\n`);
 const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b), middle = sorted.length >> 1;
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 };
 
-function must(program, args) {
-  const done = spawnSync(program, args, {stdio: ["ignore", "ignore", "inherit"]});
-  if (done.status !== 0) throw new Error(`${program} ${args.join(" ")}: exit code ${done.status ?? done.error}`);
+async function must(program, args) {
+  const child = spawn(program, args, {stdio: ["ignore", "ignore", "inherit"]});
+  const [code] = await once(child, "exit");
+  if (code !== 0) throw new Error(`${program} ${args.join(" ")}: exit code ${code}`);
 }
 
 const cpus = spawnSync("taskset", ["-cp", String(process.pid)], {encoding: "utf8"}).stdout.trim().split(": ")[1];
@@ -94,25 +97,22 @@ for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exi
 
 // The shape that the figures of docs/performance.md are of.
 const modelArgs = readFileSync(join(top, "bench/model.args"), "utf8").trim();
-function makeModel() {
+async function makeModel() {
   mkdirSync(options.directory, {recursive: true});
   const model = join(options.directory, "model");
   if (!existsSync(join(model, "config.json"))) {
     say(`making a random model: ${modelArgs}`);
     rmSync(model, {recursive: true, force: true});
-    must(options.elasticmoe, ["make-model", ...modelArgs.split(" "), model]);
+    await must(options.elasticmoe, ["make-model", ...modelArgs.split(" "), model]);
   }
   return model;
 }
 
-function exported(model, format) {
-  const file = join(options.directory, `model-${ggufType[format]}.gguf`);
-  if (!existsSync(file)) {
-    say(`writing ${file}`);
-    must(options.elasticmoe, ["export-gguf", model, `${file}.part`, "--type", ggufType[format]]);
-    must("mv", [`${file}.part`, file]);
-  }
-  return file;
+const ggufOf = (format) => join(options.directory, `model-${ggufType[format]}.gguf`);
+async function makeGguf(model, format) {
+  if (existsSync(ggufOf(format))) return;
+  say(`writing ${ggufOf(format)}`);
+  await must(options.elasticmoe, ["export-gguf", model, ggufOf(format), "--type", ggufType[format]]);
 }
 
 const weightsFlags = (format) => (format === "bf16" ? [] : ["--weights", format]);
@@ -123,14 +123,13 @@ async function measureEngines(model, format, rows) {
   say(`${format}: loading both`);
   const tokensEach = Math.max(prefillTokens, context + steps) + 1;
   const sequences = Math.max(...sequenceCounts);
-  const peer = new Child(process.execPath, [join(here, "peer.mjs"), exported(model, format), String(sequences),
+  const peer = new Child(process.execPath, [join(here, "peer.mjs"), ggufOf(format), String(sequences),
                                             String(tokensEach)], huge);
-  const ready = await peer.next();
   const ours = new Child(options.elasticmoe, [
     "bench", "decode", model, "--paced", "--sequences", String(sequences), "--paced-prefill",
     String(prefillTokens), "--steps", String(steps), "--context", String(context), ...weightsFlags(format),
     ...flags]);
-  await ours.next();
+  const [ready] = await Promise.all([peer.next(), ours.next()]);
 
   const askPeer = (kind, {prompts, generated}, most = Infinity, mostPrompt = Infinity) => peer.ask(JSON.stringify(
       kind === "prefill"
@@ -142,7 +141,8 @@ async function measureEngines(model, format, rows) {
     const question = `${kind} ${count}${options.quick ? " 1" : ""}`;  // the same prompts in all rounds, or others
     const warm = await ours.ask(question);
     const trial = [];
-    for (const threads of [2, 1]) {
+    // Where products compute, two threads are better than one; reading memory one may do as well.
+    for (const threads of options.quick && (kind === "prefill" || count > 1) ? [2] : [2, 1]) {
       await peer.ask(JSON.stringify({op: "threads", count: threads}));
       trial.push({threads, seconds: (await askPeer(kind, warm, 3, 128)).seconds});
     }
@@ -150,8 +150,9 @@ async function measureEngines(model, format, rows) {
     await peer.ask(JSON.stringify({op: "threads", count: threads}));
     const times = {ours: [], peer: [], alone: []};
     let work = {};
-    // Eight steps of one sequence are over so soon that more rounds cost little and are needed.
-    const turns = options.quick && kind === "decode" && count === 1 ? 3 * rounds : rounds;
+    // Eight steps of one sequence are over so soon that more rounds cost little and are needed; prefills of 512
+    // differ less than others.
+    const turns = !options.quick ? rounds : kind === "prefill" ? rounds - 1 : count === 1 ? 3 * rounds : rounds;
     for (let round = 0; round < turns; ++round) {
       const mine = await ours.ask(question);
       times.ours.push(mine.seconds);
@@ -172,12 +173,36 @@ async function measureEngines(model, format, rows) {
   return {machine, release: ready.release};
 }
 
+// From nothing to the first token of a prompt of 16, the files in the page cache; node's own start is taken off.
+async function measureStart(model, format, rows) {
+  say(`${format}: starting`);
+  const times = {ours: [], peer: []};
+  for (let round = 0; round < Math.min(rounds, 3); ++round) {
+    const ours = spawn(options.elasticmoe, ["bench", "load", model, "--no-cold", "--rounds", "1", "--json",
+                                            ...weightsFlags(format), ...flags], {stdio: ["ignore", "pipe", "inherit"]});
+    let text = "";
+    ours.stdout.on("data", (part) => { text += part; });
+    await once(ours, "close");
+    times.ours.push(JSON.parse(text).rows[0].first_token_s);
+    const begin = performance.now();
+    const peer = new Child(process.execPath, [join(here, "peer.mjs"), ggufOf(format), "1", "256"], huge);
+    const {own} = await peer.next();
+    await peer.ask(JSON.stringify({op: "prefill", prompt: Array(16).fill(1)}));
+    times.peer.push((performance.now() - begin) / 1e3 - own);
+    await peer.stop();
+  }
+  const [mine, theirs] = [1e3 * median(times.ours), 1e3 * median(times.peer)];
+  // Milliseconds: smaller is better, the ratio is still how many times better ours is.
+  add(rows, {name: `start_ms_${format}`, ours: mine, peer: theirs, ratio: theirs / mine, limit_fraction: null,
+             peer_threads: 2});
+}
+
 // 32 streams over HTTP by one load generator, each server idle while the other serves.
 async function measureServed(model, format, rows) {
   say(`${format}: over HTTP`);
   const tokensEach = served.input + served.output;
   const peer = new Child(process.execPath, [
-    join(here, "server.mjs"), exported(model, format), String(served.concurrency), String(tokensEach), "2", "32768"
+    join(here, "server.mjs"), ggufOf(format), String(served.concurrency), String(tokensEach), "2", "32768"
   ], huge);
   const {url: peerUrl} = await peer.next();
   const ours = spawn(options.elasticmoe, ["serve", model, "--port", "0", "--standby", "0", "--log-level", "info",
@@ -232,21 +257,20 @@ function add(rows, row) {
   say(line(row));
 }
 
-const model = makeModel();
-const help = spawnSync(options.elasticmoe, ["bench", "decode", "--help"], {encoding: "utf8"}).stdout;
+const model = await makeModel();
 const rows = [];
 let about = {};
-for (const format of options.formats.split(",")) {
+const formats = options.formats.split(",");
+for (const format of formats)
   if (!(format in ggufType)) throw new Error(`--formats: ${format} is none of ${Object.keys(ggufType).join(", ")}`);
-  if (format !== "bf16" && !help.includes("--weights")) {
-    say(`${format}: left out, this elasticmoe has no --weights`);
-    continue;
-  }
+await Promise.all(formats.map((format) => makeGguf(model, format)));
+for (const format of formats) {
+  if (!options.quick) await measureStart(model, format, rows);
   about = await measureEngines(model, format, rows);
   if (!options["no-serve"] && (!options.quick || format === "bf16")) await measureServed(model, format, rows);
 }
 const result = {bench: "peers", peer: `llama.cpp ${about.release} (node-llama-cpp 3.22.1, server: server.mjs)`,
-                model: `random: ${modelArgs}`, rounds, steps, context,
+                model: `random: ${modelArgs}`, rounds, steps, context, served,
                 machine: about.machine, rows};
 if (options.json) {
   console.log(JSON.stringify(result, null, 2));

@@ -213,7 +213,7 @@ class ElasticEngine : public Engine {
   model::Checkpoint checkpoint_;
   bool adopted_ = false;
   int moe_layers_ = 0;
-  const int cpus_ = static_cast<int>(AllowedCpus().size());
+  const int cpus_ = UsableCores();
   double kv_token_bytes_ = 0;
 
   mutable std::mutex instances_mutex_;  // guards what follows: two threads use it

@@ -27,9 +27,8 @@ MemoryOwner::MemoryOwner(HmmOptions options, model::Checkpoint checkpoint, core:
       plan_(plan),
       moe_layers_(MoeLayerCount(checkpoint_.spec)),
       fingerprint_(HmmFingerprint(options_)),
-      threads_(options_.load_threads > 0
-                   ? options_.load_threads
-                   : std::clamp(static_cast<int>(AllowedCpus().size()), 1, kMostLoadThreads)) {
+      threads_(options_.load_threads > 0 ? options_.load_threads
+                                         : std::min(UsableCores(), kMostLoadThreads)) {
   for (const auto& tensor : checkpoint_.tensors) total_bytes_ += tensor.bytes;
 }
 
