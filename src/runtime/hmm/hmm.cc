@@ -27,7 +27,7 @@ namespace {
 constexpr std::int64_t kPollNs = 1'000'000'000;
 constexpr std::chrono::seconds kFirstPatience{10};  // for the first coordinator, who has started it
 constexpr std::int64_t kIdleNs = 300'000'000;  // this long after a request, work on standby memory begins
-constexpr std::int64_t kStandbyPause = 3;      // times as long as a piece of it took
+constexpr std::int64_t kStandbyPause = 1;      // times as long as a piece of it took
 
 struct Connection {
   Channel channel;
