@@ -159,10 +159,18 @@ Expected<Scenario> Read(const Json& json, const std::filesystem::path& file) {
 
 }  // namespace
 
-Expected<Scenario> ReadScenario(const std::filesystem::path& file) {
+Expected<Scenario> ReadScenario(const std::filesystem::path& file, const std::filesystem::path& trace) {
   EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(file));
-  const auto json = ParseJson(text);
+  auto json = ParseJson(text);
   if (!json) return Within("reading " + file.string(), json.error());
+  if (!trace.empty()) {
+    const Json workload = json->is_object() ? json->value("workload", Json::object()) : Json::object();
+    if (!workload.is_object() || !workload.contains("path"))
+      return Fail(ErrorCode::kInvalidArgument,
+                  "{}: reading the scenario: its workload is no trace (trace={})", file.string(),
+                  trace.string());
+    (*json)["workload"]["path"] = std::filesystem::absolute(trace).string();
+  }
   auto scenario = Read(*json, file);
   if (!scenario) return Within(file.string(), scenario.error());
   return scenario;

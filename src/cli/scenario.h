@@ -25,8 +25,9 @@ struct Scenario {
   std::vector<sim::ComparisonRow> rows;
 };
 
-// Reads the file and those it names (relative to it). kInvalidArgument names the key, or the line of a trace.
-Expected<Scenario> ReadScenario(const std::filesystem::path& file);
+// Reads the file and those it names (relative to it). `trace`, where not empty, is read instead of the one
+// that the workload names. kInvalidArgument names the key, or the line of a trace.
+Expected<Scenario> ReadScenario(const std::filesystem::path& file, const std::filesystem::path& trace = {});
 
 // Parts of it; paths in them are relative to `base`.
 Expected<sim::ClusterProfile> ReadCluster(const Json& json, const std::filesystem::path& base);

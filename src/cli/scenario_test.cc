@@ -106,6 +106,33 @@ TEST_F(ScenarioTest, ABadRowOfATraceIsNamedByItsLine) {
   EXPECT_EQ(Read()->runs[0].input.requests.size(), 4U);
 }
 
+TEST_F(ScenarioTest, ATraceIsScaledToARateAndItsCopiesAreSpread) {
+  std::string rows = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
+  for (int i = 0; i <= 100; ++i) rows += fmt::format("{},10,5\n", i);
+  Write("trace.csv", rows);
+  for (const double rate : {0.25, 7.5}) {
+    scenario_["workload"] = {{"kind", "trace"}, {"path", "trace.csv"}, {"rate", rate}, {"spread_s", 5}};
+    const auto requests = Read()->runs[0].input.requests;
+    EXPECT_NEAR(static_cast<double>(requests.size()), 100 * rate, 5 * std::sqrt(100 * 0.25)) << rate;
+    EXPECT_TRUE(std::ranges::is_sorted(requests, {}, &sim::SimRequest::at_ns));
+    EXPECT_LT(requests.back().at_ns, 105'000'000'000);
+  }
+  scenario_["workload"]["copies"] = 2;
+  EXPECT_THAT(Complaint(), HasSubstr("exclude each other"));
+}
+
+TEST_F(ScenarioTest, AnotherTraceIsReadInsteadOfItsOwn) {
+  Write("trace.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n0,10,5\n");
+  Write("other.csv", "TIMESTAMP,ContextTokens,GeneratedTokens\n0,10,5\n1,20,5\n");
+  const auto file = directory_ / "scenario.json", other = directory_ / "other.csv";
+  Write("scenario.json", DumpJson(scenario_));
+  EXPECT_THAT(ReadScenario(file, other).error().message, HasSubstr("its workload is no trace"));
+  scenario_["workload"] = {{"kind", "trace"}, {"path", "trace.csv"}};
+  Write("scenario.json", DumpJson(scenario_));
+  EXPECT_EQ(ReadScenario(file)->runs[0].input.requests.size(), 1U);
+  EXPECT_EQ(ReadScenario(file, other)->runs[0].input.requests.size(), 2U);
+}
+
 TEST_F(ScenarioTest, ARampRisesAndWrongPointsAreRefused) {
   scenario_["workload"] = {
       {"kind", "ramp"}, {"points", "0:0,100:20"}, {"prompt_tokens", "8"}, {"output_tokens", "8"}};

@@ -4,6 +4,7 @@
 #include <cstdlib>
 
 #include "base/file.h"
+#include "base/rng.h"
 #include "cli/load_plan.h"
 #include "cli/scenario.h"
 #include "cli/scenario_reader.h"
@@ -14,19 +15,42 @@ namespace {
 
 constexpr std::size_t kMostRequests = 5'000'000;
 
+// As it is, or with `copies` of each request, or so many that `rate` come a second on average (a part of them
+// by lot where that is less than the trace's own). Copies come up to `spread_s` later: other users, not the
+// same one again.
 Expected<std::vector<sim::SimRequest>> FromTrace(const ScenarioReader& reader,
                                                  const std::filesystem::path& base) {
   EM_ASSIGN_OR_RETURN(const std::string path, reader.Text("path"));
   EM_ASSIGN_OR_RETURN(const double speed, reader.Number("speed", 1e-3, 1e6, 1));
   EM_ASSIGN_OR_RETURN(const double copies, reader.Int("copies", 1, 1000, 1));
+  EM_ASSIGN_OR_RETURN(const double rate, reader.Number("rate", 0, 1e6, 0));
+  EM_ASSIGN_OR_RETURN(const double spread_s, reader.Number("spread_s", 0, 1e6, 0));
+  EM_ASSIGN_OR_RETURN(const int seed, reader.Int("seed", 0, 1 << 30, 1));
+  if (rate > 0 && reader.Has("copies"))
+    return Fail(ErrorCode::kInvalidArgument, "reading the scenario: {} and {} exclude each other",
+                reader.Where("rate"), reader.Where("copies"));
   EM_ASSIGN_OR_RETURN(const std::string text, ReadFile(base / path));
   auto rows = ParseTraceCsv(text);
   if (!rows) return Within("reading " + path, rows.error());
+  double times = copies;
+  if (rate > 0 && !rows->empty()) {
+    const double seconds = static_cast<double>(rows->back().at_ns) * 1e-9 / speed;
+    times = rate * seconds / static_cast<double>(rows->size());
+  }
+  if (times * static_cast<double>(rows->size()) > static_cast<double>(kMostRequests))
+    return Fail(ErrorCode::kInvalidArgument,
+                "reading the scenario: workload brings {:.0f} requests (limit={})",
+                times * static_cast<double>(rows->size()), kMostRequests);
   std::vector<sim::SimRequest> out;
-  for (const TraceRow& row : *rows)
-    for (int i = 0; i < copies; ++i)
-      out.push_back({static_cast<TimeNs>(static_cast<double>(row.at_ns) / speed), row.context_tokens,
-                     row.generated_tokens});
+  Rng rng(static_cast<std::uint64_t>(seed));
+  for (const TraceRow& row : *rows) {
+    const int count = static_cast<int>(times + (rate > 0 ? rng.Uniform() : 0));
+    for (int i = 0; i < count; ++i)
+      out.push_back(
+          {static_cast<TimeNs>(static_cast<double>(row.at_ns) / speed + rng.Uniform() * spread_s * 1e9),
+           row.context_tokens, row.generated_tokens});
+  }
+  std::ranges::stable_sort(out, {}, &sim::SimRequest::at_ns);
   return out;
 }
 
@@ -91,7 +115,7 @@ Expected<std::vector<sim::SimRequest>> ReadWorkload(const Json& json, const std:
                       ScenarioReader::Make(json, "workload",
                                            {"kind", "path", "speed", "copies", "schedule", "points", "rate",
                                             "burst_rate", "every_s", "burst_s", "seconds", "requests",
-                                            "prompt_tokens", "output_tokens", "seed"}));
+                                            "spread_s", "prompt_tokens", "output_tokens", "seed"}));
   EM_ASSIGN_OR_RETURN(const std::string kind, reader.Text("kind"));
   if (kind == "trace") return FromTrace(reader, base);
   LoadShape shape;

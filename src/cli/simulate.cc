@@ -51,7 +51,7 @@ int Run(const sim::SimulationOptions& options) {
 
 struct ScenarioOptions {
   std::string file;
-  std::string html;
+  std::string html, trace;
   bool json = false;
 };
 
@@ -138,7 +138,7 @@ int RunComparison(const Scenario& scenario, const ScenarioOptions& options) {
 
 // Bad input is 2, as for flags; so is a goal that no size holds, after the results.
 int RunScenario(const ScenarioOptions& options) {
-  auto scenario = ReadScenario(options.file);
+  auto scenario = ReadScenario(options.file, options.trace);
   if (!scenario) return Refuse(scenario.error());
   if (!scenario->rows.empty()) return RunComparison(*scenario, options);
   std::vector<NamedRun> runs;
@@ -176,6 +176,9 @@ void RegisterSimulate(CLI::App& app, Action& action) {
       "2 bad input, a model that does not fit, or no size holds the goal.");
   CLI::Option* file =
       sub->add_option("scenario", scenario->file, "JSON file; none: randomized faults, by seed");
+  sub->add_option("--replay", scenario->trace, "Replay this CSV instead of the scenario's trace")
+      ->needs(file)
+      ->check(CLI::ExistingFile);
   sub->add_flag("--json", scenario->json, "Print the results of the scenario as JSON")->needs(file);
   sub->add_option("--html", scenario->html, "Write the scenario's curves to this file")->needs(file);
   sub->add_option("--seeds", options->seeds, "How many")

@@ -8,11 +8,14 @@ namespace {
 
 // One-sided 97.7 %: a load that is higher than this by chance alone is rare enough to be called new.
 constexpr double kSigmas = 2.0;
-// The highest of several windows is high by chance already.
-constexpr double kHighestSigmas = 1.0;
 constexpr TimeNs kSecond = 1'000'000'000;
-constexpr TimeNs kBin = kSecond / 4;
+constexpr TimeNs kShortestWindow = kSecond / 4;
+constexpr TimeNs kBins = 64;  // of a window: an eighth of it is still seen to an eighth
 constexpr TimeNs kKeep = 600 * kSecond;
+// Of windows: the longest past that a load is taken from, where it is steady, and that over which the goal is
+// kept.
+constexpr int kLoadWindows = 4, kGoalWindows = 8;
+constexpr double kMostRegret = 4;  // of windows that a shrink waits at most, where resizes are cheap
 
 }  // namespace
 
@@ -80,7 +83,7 @@ Expected<Autoscaler> Autoscaler::Make(const AutoscalerOptions& o, const ServingS
   if (o.min_devices < 0 || o.min_devices > o.max_devices)
     return bad("min_devices", o.min_devices, "0..max_devices");
   if (o.max_devices < o.step_devices) return bad("max_devices", o.max_devices, ">= step_devices");
-  if (o.window_ns < kBin) return bad("window_ns", static_cast<double>(o.window_ns), ">= 0.25 s");
+  if (o.window_ns < kShortestWindow) return bad("window_ns", static_cast<double>(o.window_ns), ">= 0.25 s");
   if (!(o.resize_s >= 0)) return bad("resize_s", o.resize_s, ">= 0 seconds");
   if (!(o.stopped_s >= 0)) return bad("stopped_s", o.stopped_s, ">= 0 seconds");
   return Autoscaler(o, shape, prior);
@@ -90,7 +93,7 @@ Autoscaler::Autoscaler(const AutoscalerOptions& options, const ServingShape& sha
     : options_(options),
       shape_(shape),
       learner_(prior),
-      load_(kBin, kKeep),
+      load_(std::max<TimeNs>(1, options.window_ns / kBins), kKeep),
       resize_s_(options.resize_s),
       stopped_s_(options.stopped_s) {
   idle_device_s_.assign(Sizes().size(), 0.0);
@@ -115,25 +118,47 @@ void Autoscaler::Resized(const ResizeOutcome& resize) {
   std::fill(idle_device_s_.begin(), idle_device_s_.end(), 0.0);
 }
 
-double Autoscaler::SeenAttainment(TimeNs now) const {
-  int all = 0, met = 0;
+Autoscaler::Ends Autoscaler::EndsSince(TimeNs at) const {
+  Ends ends;
   for (const RequestOutcome& one : outcomes_) {
-    if (one.at < now - options_.window_ns) continue;
-    ++all;
-    met += !one.failed && one.ttft_s <= options_.slo.ttft_s && one.tpot_s <= options_.slo.tpot_s;
+    if (one.at < at) continue;
+    ++ends.all;
+    ends.met += !one.failed && one.ttft_s <= options_.slo.ttft_s && one.tpot_s <= options_.slo.tpot_s;
   }
-  return all == 0 ? 1.0 : static_cast<double>(met) / all;
+  return ends;
+}
+
+double Autoscaler::SeenAttainment(TimeNs now) const {
+  const Ends ends = EndsSince(now - options_.window_ns);
+  return ends.all == 0 ? 1.0 : static_cast<double>(ends.met) / ends.all;
+}
+
+double Autoscaler::Needed(TimeNs now, const Load& load) const {
+  const double goal = options_.slo.attainment;
+  const Ends ends = EndsSince(now - (kGoalWindows - 1) * options_.window_ns);
+  const double spare = ends.met - goal * ends.all;
+  const double coming = load.requests_s * static_cast<double>(options_.window_ns) * 1e-9;
+  return spare <= 0 || coming <= 0 ? goal : goal - spare / coming;
+}
+
+Load Autoscaler::Rising(TimeNs now, TimeNs horizon, double sigmas) const {
+  return load_.Lately(now, horizon / 8, kLoadWindows * horizon, sigmas);
+}
+
+Load Autoscaler::Lasting(TimeNs now, TimeNs horizon, TimeNs payback) const {
+  const TimeNs shortest = std::max(horizon, payback);
+  const double sigmas = kSigmas * std::sqrt(load_.Dispersion(now));
+  Load load = load_.Lately(now, shortest, std::max(shortest, kLoadWindows * horizon), sigmas);
+  const auto worth = static_cast<TimeNs>(static_cast<double>(payback) / regret_);
+  if (worth <= horizon) return load;
+  const Load highest = load_.Highest(now, horizon, worth - horizon, 0);
+  return highest.requests_s > load.requests_s ? highest : load;
 }
 
 Forecast Autoscaler::At(int devices, const Load& load, double backlog, double running) const {
-  const Forecast clear = ForecastAt(learner_.cost(), shape_, load, options_.slo, devices, 0, running);
-  if (backlog <= 0 || !clear.stable) return clear;
-  // Over the next window: those who come until the backlog is gone wait behind it, the others do not.
-  Forecast out = ForecastAt(learner_.cost(), shape_, load, options_.slo, devices, backlog, running);
-  const double share =
-      std::min(1.0, (out.ttft_s - clear.ttft_s) * 1e9 / static_cast<double>(options_.window_ns));
-  out.attainment = share * out.attainment + (1 - share) * clear.attainment;
-  return out;
+  return ForecastFrom({.running = running, .backlog_tokens = backlog},
+                      static_cast<double>(options_.window_ns) * 1e-9, learner_.cost(), shape_, load,
+                      options_.slo, devices);
 }
 
 Forecast Autoscaler::Best(const Load& load, double backlog, double running_now) const {
@@ -162,7 +187,8 @@ TimeNs Autoscaler::Payback(int from, int to) const {
 
 Decision Autoscaler::Tick(TimeNs now, const ServingState& state) {
   load_.Advance(now);
-  while (!outcomes_.empty() && outcomes_.front().at < now - options_.window_ns) outcomes_.pop_front();
+  while (!outcomes_.empty() && outcomes_.front().at < now - kGoalWindows * options_.window_ns)
+    outcomes_.pop_front();
   Decision decision{.at = now, .from = state.devices, .to = state.devices};
   decision.seen_attainment = SeenAttainment(now);
   if (options_.kind == PolicyKind::kStatic) {
@@ -173,7 +199,7 @@ Decision Autoscaler::Tick(TimeNs now, const ServingState& state) {
     decision.reason = "a resize is under way";
   } else if (state.devices == 0 && state.waiting > 0) {
     decision.code = DecisionCode::kWake;
-    const Load load = load_.Rising(now, options_.window_ns, kSigmas);
+    const Load load = Rising(now, options_.window_ns, kSigmas);
     decision.to = std::max(options_.step_devices, options_.min_devices);
     for (const int n : Sizes())
       if (n > 0 && At(n, load, state.waiting_prompt_tokens, 0).attainment >= options_.slo.attainment) {
@@ -200,7 +226,8 @@ Decision Autoscaler::Tick(TimeNs now, const ServingState& state) {
       payback_ns_ = Payback(decision.from, decision.to);
       regret_ = std::max(1.0, regret_ / 2);
     } else if (last_shrink_ >= 0 && now - last_shrink_ < payback_ns_) {
-      regret_ = std::min(16.0, regret_ * 4);  // the halving of the shrink that was wrong is taken back, too
+      // The halving of the shrink that was wrong is taken back, too.
+      regret_ = std::min(kMostRegret, regret_ * 4);
       last_shrink_ = -1;
     }
   }
@@ -242,20 +269,21 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
   // waits tells of it. One that takes long must cover what chance may bring meanwhile.
   const TimeNs horizon = std::max<TimeNs>(options_.window_ns, static_cast<TimeNs>(resize_s_ * 1e9));
   const double sigmas = kSigmas * std::min(1.0, resize_s_ * 1e9 / static_cast<double>(options_.window_ns));
-  const Load load = load_.Rising(now, horizon, sigmas);
+  const Load load = Rising(now, horizon, sigmas);
   const double backlog = state.waiting_prompt_tokens;
   const double running = state.running;
   const Forecast present = At(state.devices, load, backlog, running);
 
+  const double needed = Needed(now, load);
   const bool below = state.devices < options_.min_devices;
-  if (below || (present.attainment < goal && state.devices > 0)) {
+  if (below || (present.attainment < needed && state.devices > 0)) {
     std::fill(idle_device_s_.begin(), idle_device_s_.end(), 0.0);
     decision.forecasts.push_back(present);
     std::optional<Forecast> chosen;
     bool wider = false, faster = false;
     // To a size that also holds what chance may bring, so that another resize does not follow; else to one
     // that holds.
-    const Load upper = load_.Rising(now, horizon, kSigmas);
+    const Load upper = Rising(now, horizon, kSigmas);
     for (const int n : sizes) {
       if (n <= state.devices) continue;
       wider = true;
@@ -309,13 +337,14 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
   const double tick_s = last_tick_ < 0 ? 0 : static_cast<double>(now - last_tick_) * 1e-9;
   decision.reason = fmt::format("{:.1f} % forecast at {} devices (goal {:.1f} %)", present.attainment * 100,
                                 state.devices, goal * 100);
+  if (present.attainment < goal)
+    decision.reason +=
+        fmt::format("; {:.1f} % are enough after the last windows", std::max(0.0, needed) * 100);
   for (std::size_t i = 0; i < sizes.size() && sizes[i] < state.devices; ++i) {
     const int n = sizes[i];
     const double cost = regret_ * ResizeDeviceSeconds(state.devices, n);
-    // The load that the smaller size must hold is the highest over the time in which a resize pays itself
-    // back, and over no less than a window: the load of a shorter one is mostly chance.
     const TimeNs payback = Payback(state.devices, n);
-    const Load highest = load_.Highest(now, horizon, payback, kHighestSigmas);
+    const Load highest = Lasting(now, horizon, payback);
     const Forecast one = At(n, highest, backlog, running);
     const bool idle = n == 0
                           ? state.running == 0 && state.waiting == 0 && load_.SinceLastArrival(now) > horizon

@@ -6,17 +6,18 @@
 //   queue and
 //              attainment whole while a smaller size would run at most as many sequences a device -> one step
 //              narrower
-//   slo        ours: forecasts every allowed size (forecast.h).
-//              Grows when the present size is forecast to miss the goal (with the highest load that the
-//              recent past makes likely, and what already waits), to the smallest size that meets it. Shrinks
-//              when a smaller size would have met it with the highest load since long enough.
+//   slo        ours: forecasts every allowed size (forecast.h) from what runs and waits.
+//              Grows when the present size is forecast to miss what the next window needs, to the smallest
+//              size that meets the goal. The goal is that of several windows: what the last ones had to spare
+//              may be spent in the next. Shrinks when a smaller size would meet the goal with the load lately
+//              and what chance may bring beyond it.
 //
 // Hysteresis of `slo` is a rent-or-buy rule: while a smaller size would do, the devices too many add up idle
 // device-seconds; once those exceed what shrinking and growing back would cost, the size shrinks to it. The
 // cost is in device-seconds, too, and made of what resizes were measured to take: the devices that come and
 // go are paid without serving for as long as a resize lasts, the others serve on but for the time in which
 // steps stood still; those who miss their limits in that time weigh what the goal says a miss is worth.
-// The load that the smaller size must hold is the highest of at least one window before.
+// A shrink that was taken back before it paid makes the next one look at a longer past.
 //
 // Limits and manual commands win: after Hold() nothing is decided until Release(). In observe-only mode
 // decisions are made and told with `apply` false.
@@ -133,7 +134,19 @@ class Autoscaler {
 
  private:
   Autoscaler(const AutoscalerOptions& options, const ServingShape& shape, const StepCost& prior);
+  struct Ends {
+    int all = 0, met = 0;
+  };
+  Ends EndsSince(TimeNs at) const;
+  // Attainment of the next window with which it and the last ones together keep the goal.
+  double Needed(TimeNs now, const Load& load) const;
   std::vector<int> Sizes() const;
+  // The load that a growth answers: a rise is believed as soon as chance does not explain it.
+  Load Rising(TimeNs now, TimeNs horizon, double sigmas) const;
+  // The load that a narrower size must hold: with what chance may bring beyond it, over a window or more, as
+  // long as the shrink takes to pay. Where resizes are so dear that it takes several windows, the highest of
+  // them: a burst in that time would have to be grown for again.
+  Load Lasting(TimeNs now, TimeNs horizon, TimeNs payback) const;
   Forecast At(int devices, const Load& load, double backlog, double running) const;
   void DecideThreshold(TimeNs now, const ServingState& state, Decision& decision);
   void DecideSlo(TimeNs now, const ServingState& state, Decision& decision);

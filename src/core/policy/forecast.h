@@ -1,10 +1,14 @@
 // What a load would see at a size: capacity, step time, share of requests within their limits. Pure.
 //
-// Steady state: each running sequence gets one token a step, so requests_s * output_tokens * t sequences run
-// while requests_s * prompt_tokens * t prompt rows come along, where t is what such a step costs: a fixed
-// point. The number of running sequences is Poisson (M/G/inf), and TPOT is a mean over a request's life,
-// which gives the share of TPOT; waiting for the first token is M/G/1 (Pollaczek-Khinchine mean, exponential
-// tail), which gives the share of TTFT. What runs and waits already counts where it is more.
+// Each running sequence gets one token a step, and a step takes longer the more run: with n running and
+// t(n) seconds a step, n / (output_tokens * t(n)) end a second while requests_s come. Their number follows
+// that balance and chance: fluid limit and linear noise (a birth-death process; Kurtz 1970),
+//
+//   dm/dt = requests_s - ends(m)        dv/dt = requests_s + ends(m) - 2 ends'(m) v
+//
+// Near the capacity ends' is small: the number wanders far and returns late, which a Poisson number (M/G/inf)
+// does not. TPOT is a mean over a request's life, which leaves part of v. Waiting for the first token is
+// M/G/1 (Pollaczek-Khinchine mean, exponential tail) behind what already waits.
 #pragma once
 
 #include "core/policy/load_estimator.h"
@@ -40,15 +44,23 @@ struct Forecast {
   bool stable = false;    // the queue does not grow
 };
 
-// `backlog_tokens`: prompt tokens that already wait, which new requests wait behind. `running_now`: sequences
-// that run already.
+// What is there already.
+struct Present {
+  double running = 0;         // sequences
+  double backlog_tokens = 0;  // of prompts that wait
+};
+
+// Of the requests that come in the steady state, to which the load leads if it stays.
 Forecast ForecastAt(const StepCost& cost, const ServingShape& shape, const Load& load, const SloTarget& slo,
-                    int devices, double backlog_tokens, double running_now = 0);
+                    int devices);
+// Of those that come in the next `horizon_s`, from what is there now.
+Forecast ForecastFrom(const Present& present, double horizon_s, const StepCost& cost,
+                      const ServingShape& shape, const Load& load, const SloTarget& slo, int devices);
 
 // What a planned step on `devices` devices makes of the cost.
 StepShape ShapeOf(const StepPlan& plan, const ServingShape& shape, int devices);
 
-// Seconds of a step with `running` decode rows and `prefill` prompt rows over all devices.
+// Mean seconds of a step with `running` decode rows and, on average, `prefill` prompt rows over all devices.
 double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& load, int devices,
                    double running, double prefill);
 

@@ -1,12 +1,18 @@
 #include "core/policy/load_estimator.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 
 namespace elasticmoe::core {
 namespace {
+
+constexpr double kAgree = 3;                        // standard deviations
+constexpr std::int64_t kSpanBins = 8, kSpans = 64;  // of dispersion: its own deviation is a fifth
 
 void Fade(double& mean, double value, std::uint64_t count) {
   mean += (value - mean) / static_cast<double>(std::min<std::uint64_t>(count, 256));
@@ -41,8 +47,8 @@ void LoadEstimator::Advance(TimeNs now) {
 
 std::uint64_t LoadEstimator::CountIn(std::int64_t first, std::int64_t last) const {
   std::uint64_t count = 0;
-  for (const Bin& bin : bins_)
-    if (bin.index >= first && bin.index <= last) count += bin.count;
+  for (auto bin = bins_.rbegin(); bin != bins_.rend() && bin->index >= first; ++bin)
+    if (bin->index <= last) count += bin->count;
   return count;
 }
 
@@ -58,22 +64,39 @@ Load LoadEstimator::Upper(TimeNs now, TimeNs window_ns, double sigmas) const {
   return Highest(now, window_ns, 0, sigmas);
 }
 
-Load LoadEstimator::Rising(TimeNs now, TimeNs window_ns, double sigmas) const {
-  Load load = Upper(now, window_ns, sigmas);
+double LoadEstimator::Dispersion(TimeNs now) const {
   const std::int64_t end = now / bin_ns_;
-  const std::int64_t width = std::max<std::int64_t>(1, window_ns / bin_ns_);
-  for (const std::int64_t part : {width / 2, width / 4, width / 8}) {
-    if (part < 1) continue;
-    const auto count = static_cast<double>(CountIn(end - part + 1, end));
-    const double bins = static_cast<double>(part);
-    const auto rest = static_cast<double>(CountIn(end - width + 1, end - part));
-    const double rest_bins = static_cast<double>(width - part);
-    const double deviation = std::sqrt(count / (bins * bins) + rest / (rest_bins * rest_bins));
-    if (count / bins - rest / rest_bins > 3 * deviation)
-      load.requests_s = std::max(load.requests_s, (count + sigmas * std::sqrt(count)) /
-                                                      (bins * static_cast<double>(bin_ns_) * 1e-9));
+  std::array<double, kSpans> counts{};
+  for (auto bin = bins_.rbegin(); bin != bins_.rend() && bin->index > end - kSpans * kSpanBins; ++bin)
+    if (bin->index <= end)
+      counts[static_cast<std::size_t>((end - bin->index) / kSpanBins)] += static_cast<double>(bin->count);
+  double sum = counts[0], squares = 0;
+  for (std::size_t i = 1; i < counts.size(); ++i) {
+    sum += counts[i];
+    squares += (counts[i] - counts[i - 1]) * (counts[i] - counts[i - 1]);
   }
-  return load;
+  return sum <= 0 ? 1.0 : std::max(1.0, squares / (2 * sum) * kSpans / (kSpans - 1));
+}
+
+Load LoadEstimator::Lately(TimeNs now, TimeNs shortest_ns, TimeNs longest_ns, double sigmas) const {
+  const std::int64_t end = now / bin_ns_;
+  const std::int64_t shortest = std::max<std::int64_t>(1, shortest_ns / bin_ns_);
+  const std::int64_t longest = std::max(shortest, longest_ns / bin_ns_);
+  std::vector<std::pair<double, double>> shorter;  // seconds, arrivals
+  double upper = 0;
+  for (std::int64_t span = shortest; span <= longest; span *= 2) {
+    const double seconds = static_cast<double>(span * bin_ns_) * 1e-9;
+    const auto count = static_cast<double>(CountIn(end - span + 1, end));
+    const double rate = count / seconds;
+    const bool agrees = std::ranges::all_of(shorter, [&](const auto& one) {
+      const double expected = rate * one.first;
+      return std::abs(one.second - expected) <= kAgree * std::sqrt(std::max(1.0, expected));
+    });
+    if (!agrees) break;
+    upper = rate + sigmas * std::sqrt(count) / seconds;
+    shorter.emplace_back(seconds, count);
+  }
+  return WithRate(upper);
 }
 
 Load LoadEstimator::Highest(TimeNs now, TimeNs window_ns, TimeNs since_ns, double sigmas) const {

@@ -28,12 +28,16 @@ class LoadEstimator {
   // (count + sigmas * sqrt(count)) / window. Time before the start counts as time without arrivals. Lengths
   // are means of the last few hundred requests, so that a few odd ones are no change.
   Load Upper(TimeNs now, TimeNs window_ns, double sigmas) const;
-  // The same, but where the last half, quarter or eighth of the window has a rate above that of the rest by
-  // three standard deviations of the difference, that part's upper rate counts: a burst is believed before it
-  // has filled the window.
-  Load Rising(TimeNs now, TimeNs window_ns, double sigmas) const;
+  // The load lately, over the longest past that agrees with its shorter ones: `shortest_ns`, twice that, ...
+  // up to `longest_ns`. Two agree if their rates differ by no more than two standard deviations of the
+  // shorter one (Lepski's choice of a bandwidth). So a steady load is known well, and a change is believed
+  // before it has filled a window. `sigmas` as in Upper.
+  Load Lately(TimeNs now, TimeNs shortest_ns, TimeNs longest_ns, double sigmas) const;
   // The highest Upper of any window of `window_ns` that ended within the last `since_ns`.
   Load Highest(TimeNs now, TimeNs window_ns, TimeNs since_ns, double sigmas) const;
+  // Variance over mean of the arrivals lately: of 64 spans of eight bins, by the differences of neighbours,
+  // so that a trend is none. 1 or more: a Poisson process has 1, clumps have more.
+  double Dispersion(TimeNs now) const;
   TimeNs SinceLastArrival(TimeNs now) const;  // since the start where none came
 
  private:

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <functional>
+#include <vector>
 
 #include "base/rng.h"
 #include "core/policy/autoscaler.h"
@@ -50,6 +51,35 @@ TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
   EXPECT_NEAR(learner.cost().Seconds(unseen) / kCost.Seconds(unseen), 1.0, 0.05);
 }
 
+// Two devices serve long enough to fade all that one device taught, were it not kept apart.
+TEST(StepCost, RemembersASizeWhileAnotherServes) {
+  StepCostLearner learner({.fixed_s = 0.1,
+                           .row_s = 1e-3,
+                           .expert_row_s = 1e-3,
+                           .expert_s = 1e-4,
+                           .kv_byte_s = 1e-10,
+                           .token_s = 1e-3,
+                           .peer_s = 1e-3});
+  Rng rng(1);
+  // Decoding alone: rows, their experts' part and tokens go together.
+  const auto step = [](int devices, int running) {
+    return StepShape{.devices = devices,
+                     .rows = std::ceil(1.0 * running / devices),
+                     .expert_rows = 1.0 * running / devices,
+                     .experts = ExpertsTouched(64, 6, devices, running) * 10,
+                     .kv_bytes = 6e7 * running / devices,
+                     .tokens = 1.0 * running};
+  };
+  for (int i = 0; i < 20000; ++i) {
+    const StepShape shape = step(i < 1000 ? 1 : 2, 1 + static_cast<int>(rng.Below(30)));
+    learner.Observe(shape, kCost.Seconds(shape));
+  }
+  for (const int running : {1, 10, 30}) {
+    const StepShape one = step(1, running);
+    EXPECT_NEAR(learner.cost().Seconds(one) / kCost.Seconds(one), 1.0, 0.03) << running;
+  }
+}
+
 TEST(StepCost, KeepsThePriorWhereNothingWasMeasuredAndIgnoresNonsense) {
   StepCostLearner learner(kCost);
   learner.Observe({.devices = 1, .rows = 5}, std::nan(""));
@@ -89,6 +119,39 @@ TEST(LoadEstimator, FewArrivalsMayBeMoreByChance) {
   EXPECT_DOUBLE_EQ(load.Upper(20 * kSecond, 10 * kSecond, 2).requests_s, 0.8);  // (4 + 2 * 2) / 10
 }
 
+// Arrivals evenly, with a rate for each second.
+LoadEstimator Seconds(const std::vector<int>& rates) {
+  LoadEstimator load(kSecond / 8, 600 * kSecond);
+  load.Advance(0);
+  for (std::size_t second = 0; second < rates.size(); ++second)
+    for (int i = 0; i < rates[second]; ++i)
+      load.Arrived(static_cast<TimeNs>(second) * kSecond + (2 * i + 1) * kSecond / (2 * rates[second]), 10);
+  return load;
+}
+
+TEST(LoadEstimator, ASteadyLoadIsKnownByALongPastAndAChangeByAShortOne) {
+  std::vector<int> rates(40, 20);
+  const auto lately = [&](double sigmas) {
+    const auto now = static_cast<TimeNs>(rates.size()) * kSecond - kSecond / 8;
+    return Seconds(rates).Lately(now, kSecond, 32 * kSecond, sigmas).requests_s;
+  };
+  EXPECT_NEAR(lately(0), 20, 0.5);
+  EXPECT_NEAR(lately(2), 20 + 2 * std::sqrt(640) / 32, 0.5);
+  rates.push_back(50);  // of 50 in a second no past of 20 or so knows
+  EXPECT_GT(lately(0), 34);
+  rates.insert(rates.end(), 20, 5);
+  EXPECT_LT(lately(0), 6);
+}
+
+TEST(LoadEstimator, ClumpsAreMoreDispersedThanAnEvenLoad) {
+  std::vector<int> even(60, 16), clumps(60, 0);
+  for (std::size_t i = 0; i < clumps.size(); i += 4) clumps[i] = 64;
+  const TimeNs now = 60 * kSecond - kSecond / 8;
+  EXPECT_DOUBLE_EQ(Seconds(even).Dispersion(now), 1);
+  EXPECT_GT(Seconds(clumps).Dispersion(now), 10);
+  EXPECT_DOUBLE_EQ(LoadEstimator(kSecond, 100 * kSecond).Dispersion(now), 1);
+}
+
 Load Mix(double requests_s) {
   return {.requests_s = requests_s, .prompt_tokens = 500, .output_tokens = 200, .prompt_square = 250'000};
 }
@@ -97,24 +160,65 @@ TEST(Forecast, AttainmentFallsWithLoadAndRisesWithDevices) {
   const SloTarget slo{.ttft_s = 2, .tpot_s = 0.1, .attainment = 0.95};
   double last = 1.0;
   for (double rate = 0.5; rate < 40; rate *= 1.5) {
-    const Forecast one = ForecastAt(kCost, kShape, Mix(rate), slo, 2, 0);
+    const Forecast one = ForecastAt(kCost, kShape, Mix(rate), slo, 2);
     EXPECT_LE(one.attainment, last + 1e-9) << rate;
     last = one.attainment;
   }
   EXPECT_LT(last, 0.5);
-  EXPECT_GT(ForecastAt(kCost, kShape, Mix(10), slo, 8, 0).attainment,
-            ForecastAt(kCost, kShape, Mix(10), slo, 2, 0).attainment);
+  EXPECT_GT(ForecastAt(kCost, kShape, Mix(10), slo, 8).attainment,
+            ForecastAt(kCost, kShape, Mix(10), slo, 2).attainment);
 }
 
 TEST(Forecast, WhatWaitsDelaysWhatComes) {
   const SloTarget slo{.ttft_s = 2, .tpot_s = 0.1, .attainment = 0.95};
-  const double free = ForecastAt(kCost, kShape, Mix(1), slo, 4, 0).attainment;
-  EXPECT_GT(free, 0.95);
-  EXPECT_LT(ForecastAt(kCost, kShape, Mix(1), slo, 4, 1e6).attainment, 0.05);
+  EXPECT_GT(ForecastFrom({}, 10, kCost, kShape, Mix(1), slo, 4).attainment, 0.95);
+  EXPECT_LT(ForecastFrom({.backlog_tokens = 1e6}, 10, kCost, kShape, Mix(1), slo, 4).attainment, 0.05);
+}
+
+TEST(Forecast, ACrowdLeavesAndItsShareOfTheHorizonCounts) {
+  const SloTarget slo{.ttft_s = 2, .tpot_s = 0.02, .attainment = 0.95};
+  const auto with = [&](double running, double horizon_s) {
+    return ForecastFrom({.running = running}, horizon_s, kCost, kShape, Mix(0.5), slo, 4).attainment;
+  };
+  EXPECT_GT(with(0, 30), 0.99);
+  EXPECT_LT(with(200, 2), 0.5);
+  EXPECT_GT(with(200, 300), 0.9);
+}
+
+// Sequences come by chance and leave at the pace of the steps, one at a time.
+TEST(Forecast, TheShareWithinTheLimitIsThatOfAQueueWhoseStepsGrowWithIt) {
+  const SloTarget slo{.ttft_s = 100, .tpot_s = 0.04};
+  const StepCost cost{.fixed_s = 0.004, .row_s = 0.002};
+  Load load = Mix(0);
+  load.prompt_tokens = load.prompt_square = 1;
+  load.output_tokens = 50;
+  for (const double requests_s : {5.0, 7.0, 8.5}) {
+    load.requests_s = requests_s;
+    Rng rng(3);
+    std::vector<std::pair<int, double>> running;  // tokens left, start
+    double now = 0, next = 0;
+    int ended = 0, met = 0;
+    while (ended < 20000) {
+      for (; next <= now; next += -std::log(1 - rng.Uniform()) / requests_s) running.emplace_back(50, now);
+      if (running.empty()) {
+        now = next;
+        continue;
+      }
+      now += cost.fixed_s + cost.row_s * static_cast<double>(running.size());
+      std::erase_if(running, [&](auto& one) {
+        if (--one.first > 0) return false;
+        ++ended;
+        met += (now - one.second) / 50 <= slo.tpot_s;
+        return true;
+      });
+    }
+    const double seen = static_cast<double>(met) / ended;
+    EXPECT_NEAR(ForecastAt(cost, kShape, load, slo, 1).attainment, seen, 0.1) << requests_s;
+  }
 }
 
 TEST(Forecast, ALoadBeyondTheCapacityIsNotStable) {
-  const Forecast one = ForecastAt(kCost, kShape, Mix(1000), {}, 2, 0);
+  const Forecast one = ForecastAt(kCost, kShape, Mix(1000), {}, 2);
   EXPECT_FALSE(one.stable);
   EXPECT_EQ(one.attainment, 0);
   EXPECT_GT(one.tokens_s, 0);
@@ -318,6 +422,30 @@ TEST(Autoscaler, AShrinkThatWasTakenBackMakesTheNextOneWait) {
   };
   const int first = waited();
   EXPECT_GT(waited(), first + 4);
+}
+
+TEST(Autoscaler, WhatTheLastWindowsHadToSpareMayBeSpentInTheNext) {
+  AutoscalerOptions options = Options();
+  options.max_devices = 2;
+  options.window_ns = 4 * kSecond;
+  // One device is forecast to keep the limits of 85 to 90 %.
+  const Load load{.requests_s = 3, .prompt_tokens = 1, .output_tokens = 200, .prompt_square = 1};
+  const auto forecast = [&] {
+    return ForecastFrom({.running = 10}, 4, kCost, kShape, load, options.slo, 1).attainment;
+  };
+  for (options.slo.tpot_s = 0.01; forecast() < 0.85;) options.slo.tpot_s *= 1.01;
+  ASSERT_LT(forecast(), 0.9);
+  const auto code = [&](int missed) {
+    Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+    TimeNs now = 0;
+    for (int i = 0; i < 96; ++i) {
+      policy.Arrived(now += kSecond / 3, 1);
+      policy.Ended({now, 0.1, i < missed ? 1.0 : 0.001, 200});
+    }
+    return policy.Tick(now, {.devices = 1, .running = 10}).code;
+  };
+  EXPECT_EQ(code(0), DecisionCode::kHold);
+  EXPECT_EQ(code(20), DecisionCode::kGrow);
 }
 
 TEST(Autoscaler, ManualScalingWins) {

@@ -38,36 +38,46 @@ StepCostLearner::StepCostLearner(const StepCost& prior) : prior_(prior), cost_(p
 
 void StepCostLearner::Observe(const StepShape& shape, double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return;
-  // Old steps fade over a thousand: a model's cost drifts with its machine, not with a request.
+  // A model's cost drifts with its machine, not with a request.
   constexpr double kKeep = 0.999;
   auto terms = Terms(shape);
   for (int i = 0; i < kTerms; ++i) terms[i] *= scale_[i];
   // Relative errors are what a forecast needs, so a step weighs by its inverse time.
   const double weight = 1.0 / std::max(seconds * seconds, 1e-18);
+  Sums& sums = by_devices_[shape.devices];
   for (int i = 0; i < kTerms; ++i) {
-    right_[i] = kKeep * right_[i] + weight * terms[i] * seconds;
-    for (int j = 0; j < kTerms; ++j) normal_[i][j] = kKeep * normal_[i][j] + weight * terms[i] * terms[j];
+    sums.right[i] = kKeep * sums.right[i] + weight * terms[i] * seconds;
+    for (int j = 0; j < kTerms; ++j)
+      sums.normal[i][j] = kKeep * sums.normal[i][j] + weight * terms[i] * terms[j];
   }
+  sums.steps = kKeep * sums.steps + 1;
   ++observed_;
-  // Solving costs a microsecond; the first steps change much, later ones little.
+  // Solving costs microseconds; the first steps change much, later ones little.
   if (observed_ < 64 || observed_ % 16 == 0) Solve();
 }
 
 void StepCostLearner::Solve() {
+  Sums all;
+  for (const auto& [devices, one] : by_devices_) {
+    all.steps += one.steps;
+    for (int i = 0; i < kTerms; ++i) {
+      all.right[i] += one.right[i];
+      for (int j = 0; j < kTerms; ++j) all.normal[i][j] += one.normal[i][j];
+    }
+  }
   const auto prior = Coefficients(prior_);
   std::array<double, kTerms> x{}, target{};
   for (int i = 0; i < kTerms; ++i) x[i] = target[i] = prior[i] / scale_[i];
-  const double seen = std::min(1000.0, static_cast<double>(observed_));
   std::array<double, kTerms> ridge{};
   // The prior of a term weighs as kPriorSteps steps of its own mean square: in proportion, it never outweighs
   // the many.
-  for (int i = 0; i < kTerms; ++i) ridge[i] = kPriorSteps * normal_[i][i] / seen / seen;
+  for (int i = 0; i < kTerms; ++i) ridge[i] = kPriorSteps * all.normal[i][i] / all.steps / all.steps;
   for (int round = 0; round < 200; ++round) {
     for (int i = 0; i < kTerms; ++i) {
-      double rest = right_[i] + ridge[i] * target[i];
+      double rest = all.right[i] + ridge[i] * target[i];
       for (int j = 0; j < kTerms; ++j)
-        if (j != i) rest -= normal_[i][j] * x[j];
-      const double diagonal = normal_[i][i] + ridge[i];
+        if (j != i) rest -= all.normal[i][j] * x[j];
+      const double diagonal = all.normal[i][i] + ridge[i];
       if (diagonal > 0) x[i] = std::max(0.0, rest / diagonal);
     }
   }

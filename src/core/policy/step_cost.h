@@ -12,6 +12,7 @@
 #pragma once
 
 #include <array>
+#include <map>
 
 namespace elasticmoe::core {
 
@@ -38,7 +39,8 @@ struct StepCost {
 
 // Recursive least squares with non-negative coefficients. `prior` holds until measurements say otherwise: it
 // counts as `kPriorSteps` steps, so the first hundred steps already speak louder, yet sizes that were never
-// seen keep it.
+// seen keep it. Steps fade over a thousand of their own size: what one device takes is not forgotten while
+// two serve, and the steps of one size alone cannot tell its terms apart.
 class StepCostLearner {
  public:
   explicit StepCostLearner(const StepCost& prior);
@@ -50,13 +52,17 @@ class StepCostLearner {
  private:
   static constexpr int kTerms = 7;
   static constexpr double kPriorSteps = 8;
+  struct Sums {
+    std::array<std::array<double, kTerms>, kTerms> normal{};
+    std::array<double, kTerms> right{};
+    double steps = 0;  // faded as they are
+  };
   void Solve();
 
   StepCost prior_;
   StepCost cost_;
   std::array<double, kTerms> scale_{};  // terms in units in which each prior coefficient is about one step
-  std::array<std::array<double, kTerms>, kTerms> normal_{};
-  std::array<double, kTerms> right_{};
+  std::map<int, Sums> by_devices_;
   long long observed_ = 0;
 };
 
