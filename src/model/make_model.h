@@ -17,12 +17,12 @@
 namespace elasticmoe::model {
 
 struct MakeModelOptions {
-  std::string shape = "qwen3-moe";                           // or "mixtral"
-  std::uint64_t parameters = 0;                              // wish; met within 3 %
+  std::string shape = "qwen3-moe";  // or "mixtral"
+  std::uint64_t parameters = 0;     // wish; met within 3 %
   // Else chosen for `parameters`.
   std::optional<int> hidden, layers, experts, top_k, vocab, heads, kv_heads, head_dim;
   std::optional<bool> tied_head;
-  std::uint64_t seed = 1;                                    // same options and seed, same bytes
+  std::uint64_t seed = 1;  // same options and seed, same bytes
   std::uint64_t shard_bytes =
       5'000'000'000;                // a new file starts before this is passed (Hugging Face's default)
   std::filesystem::path directory;  // created; must hold no model yet
