@@ -113,7 +113,8 @@ TEST_F(AutoscalerTest, ACommandHoldsTheSizeForItsTime) {
   Run(10, 4, false);
   EXPECT_EQ(0, target_.asked);
   EXPECT_EQ("a command", autoscaler_->Current().held_by);
-  EXPECT_EQ(1, Count(core::DecisionCode::kManual));
+  EXPECT_GE(Count(core::DecisionCode::kManual), 1);
+  EXPECT_LE(Count(core::DecisionCode::kManual), 3);  // not at each of forty looks
   Run(15, 4, false);
   EXPECT_EQ(2, target_.state.devices);
   EXPECT_TRUE(autoscaler_->Current().held_by.empty());
