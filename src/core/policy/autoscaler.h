@@ -3,9 +3,8 @@
 // Policies:
 //   static     never
 //   threshold  the paper's example: attainment of the last window below `threshold` -> one step wider; no
-//   queue and
-//              attainment whole while a smaller size would run at most as many sequences a device -> one step
-//              narrower
+//              queue and attainment whole while a smaller size would run at most as many sequences a device
+//              -> one step narrower
 //   slo        ours: forecasts every allowed size (forecast.h) from what runs and waits.
 //              Grows when the present size is forecast to miss what the next window needs, to the smallest
 //              size that meets the goal. The goal is that of several windows: what the last ones had to spare

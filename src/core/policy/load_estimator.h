@@ -29,9 +29,9 @@ class LoadEstimator {
   // are means of the last few hundred requests, so that a few odd ones are no change.
   Load Upper(TimeNs now, TimeNs window_ns, double sigmas) const;
   // The load lately, over the longest past that agrees with its shorter ones: `shortest_ns`, twice that, ...
-  // up to `longest_ns`. Two agree if their rates differ by no more than two standard deviations of the
-  // shorter one (Lepski's choice of a bandwidth). So a steady load is known well, and a change is believed
-  // before it has filled a window. `sigmas` as in Upper.
+  // up to `longest_ns`. Two agree if their rates differ by no more than three standard deviations of
+  // the shorter one (Lepski's choice of a bandwidth). So a steady load is known well, and a change is
+  // believed before it has filled a window. `sigmas` as in Upper.
   Load Lately(TimeNs now, TimeNs shortest_ns, TimeNs longest_ns, double sigmas) const;
   // The highest Upper of any window of `window_ns` that ended within the last `since_ns`.
   Load Highest(TimeNs now, TimeNs window_ns, TimeNs since_ns, double sigmas) const;

@@ -21,6 +21,13 @@ const StepCost kCost{.fixed_s = 0.01,
                      .kv_byte_s = 1e-11,
                      .token_s = 5e-5,
                      .peer_s = 2e-4};
+const StepCost kWrongCost{.fixed_s = 0.1,
+                          .row_s = 1e-3,
+                          .expert_row_s = 1e-3,
+                          .expert_s = 1e-4,
+                          .kv_byte_s = 1e-10,
+                          .token_s = 1e-3,
+                          .peer_s = 1e-3};
 const ServingShape kShape{.moe_layers = 10,
                           .experts = 64,
                           .top_k = 6,
@@ -29,13 +36,7 @@ const ServingShape kShape{.moe_layers = 10,
                           .max_running = 1024};
 
 TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
-  StepCostLearner learner({.fixed_s = 0.1,
-                           .row_s = 1e-3,
-                           .expert_row_s = 1e-3,
-                           .expert_s = 1e-4,
-                           .kv_byte_s = 1e-10,
-                           .token_s = 1e-3,
-                           .peer_s = 1e-3});
+  StepCostLearner learner(kWrongCost);
   Rng rng(1);
   for (int i = 0; i < 3000; ++i) {
     const StepShape shape{.devices = 2 + static_cast<int>(rng.Below(3)),
@@ -53,13 +54,7 @@ TEST(StepCost, LearnsTheCostOfStepsAndForecastsASizeThatNeverRan) {
 
 // Two devices serve long enough to fade all that one device taught, were it not kept apart.
 TEST(StepCost, RemembersASizeWhileAnotherServes) {
-  StepCostLearner learner({.fixed_s = 0.1,
-                           .row_s = 1e-3,
-                           .expert_row_s = 1e-3,
-                           .expert_s = 1e-4,
-                           .kv_byte_s = 1e-10,
-                           .token_s = 1e-3,
-                           .peer_s = 1e-3});
+  StepCostLearner learner(kWrongCost);
   Rng rng(1);
   // Decoding alone: rows, their experts' part and tokens go together.
   const auto step = [](int devices, int running) {
