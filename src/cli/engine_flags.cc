@@ -50,9 +50,8 @@ Expected<runtime::EngineOptions> CompleteOptions(EngineFlags flags, const std::s
                 o.max_devices);
   if (o.devices * o.threads_per_device > std::max(cores, 2))
     LogWarn(
-        "{} devices of {} threads are more than the {} cores that this process may use: they take turns and "
-        "wait "
-        "for each other; lower --devices or --threads-per-device",
+        "{} devices of {} threads are more than the {} cores that this process may use: they wait for each "
+        "other; lower --devices or --threads-per-device",
         o.devices, o.threads_per_device, cores);
   EM_ASSIGN_OR_RETURN(o.pages, ParsePages(flags.pages));
   if (flags.expert_table == "remap") o.expert_table = runtime::ExpertTableKind::kRemap;

@@ -19,7 +19,7 @@ class ReadProbe {
   ReadProbe(const ReadProbe&) = delete;
   ReadProbe& operator=(const ReadProbe&) = delete;
 
-  // Bytes a second that all threads together read from it: the best of a few passes, a tenth of a second. 0 =
+  // Bytes a second that all threads together read from it: the best of a few passes, a fifth of a second. 0 =
   // no memory was to be had.
   double BytesPerSecond(ThreadPool& threads) const;
 
