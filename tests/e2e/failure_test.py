@@ -1,12 +1,14 @@
 """kill -9 of anything: the requests go on with the same tokens, and nothing is left behind."""
 import os
 import pathlib
+import shutil
 import signal
+import tempfile
 import threading
 import time
 import unittest
 
-from server import Server, free_port
+from server import DEMO, Server, free_port
 
 PROMPTS = [f"In the beginning of year {i}, the" for i in range(12)]
 
@@ -46,6 +48,12 @@ class Failures(unittest.TestCase):
             t.join()
         return results
 
+    def await_line(self, server, text):
+        deadline = time.monotonic() + 20
+        while not any(text in line for line in server.lines):
+            self.assertLess(time.monotonic(), deadline, "".join(server.lines))
+            time.sleep(0.02)
+
     @classmethod
     def setUpClass(cls):
         with Server(devices=2) as server:
@@ -72,9 +80,7 @@ class Failures(unittest.TestCase):
                 os.kill(server.children("hmm")[0], signal.SIGKILL)
 
             self.assertEqual(self.wanted, self.under_load(server, kill))
-            deadline = time.monotonic() + 20
-            while not any("has taken over" in line for line in server.lines) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            self.await_line(server, "has taken over")
             self.assertEqual(1, len(server.children("hmm")))
             self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
 
@@ -90,6 +96,41 @@ class Failures(unittest.TestCase):
 
             self.assertEqual(self.wanted, self.under_load(server, kill))
             self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
+
+    def test_an_hmm_and_a_worker_killed_together(self):
+        with Server(devices=2) as server:
+            def kill():
+                os.kill(server.children("hmm")[0], signal.SIGKILL)
+                deadline = time.monotonic() + 10
+                while not server.children("hmm") and time.monotonic() < deadline:
+                    time.sleep(0.0005)
+                for _ in range(4):  # before, while and after the next one takes over
+                    for pid in server.children("worker", 1):
+                        os.kill(pid, signal.SIGKILL)
+                    time.sleep(0.02)
+
+            self.assertEqual(self.wanted, self.under_load(server, kill))
+            self.await_line(server, "has taken over")
+            self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
+
+    def test_an_hmm_that_cannot_load_the_weights_again_is_tried_again_while_requests_go_on(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = pathlib.Path(folder, "model")
+            shutil.copytree(DEMO, model)
+            with Server(model=str(model), devices=2) as server:
+                def kill():
+                    model.rename(model.with_name("away"))
+                    os.kill(server.children("hmm")[0], signal.SIGKILL)
+                    self.await_line(server, "it is tried again in")
+
+                self.assertEqual(self.wanted, self.under_load(server, kill))
+                self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=self.tokens))
+                for pid in server.children("worker", 0):  # the memory that its next one attaches to is there still
+                    os.kill(pid, signal.SIGKILL)
+                self.assertEqual(self.wanted[1], server.complete(PROMPTS[1], max_tokens=self.tokens))
+                model.with_name("away").rename(model)
+                self.await_line(server, "has taken over")
+                self.assertEqual(self.wanted[2], server.complete(PROMPTS[2], max_tokens=self.tokens))
 
     def test_a_killed_coordinator_finds_its_memory_again(self):
         port = free_port()

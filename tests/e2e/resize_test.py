@@ -23,7 +23,7 @@ def await_scale(server, devices, **fields):
 def await_operation(server, answer, seconds):
     deadline = time.monotonic() + seconds
     while answer["state"] not in ("done", "aborted"):
-        assert time.monotonic() < deadline, answer
+        assert time.monotonic() < deadline, (answer, server.lines[-60:])
         time.sleep(0.005)
         answer = server_json(server, "/v1/scale/" + answer["id"])
     return answer
@@ -193,6 +193,19 @@ class Resize(unittest.TestCase):
                 for answer in self.under_load(server, lambda: scale_and_kill(after)):
                     self.assertIn(answer["state"], ("done", "aborted"))
                 self.assertEqual("done", await_scale(server, 2)["state"])
+            self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=TOKENS))
+
+    def test_the_hmm_killed_at_the_very_moment_of_a_command(self):
+        # Its socket refuses before the coordinator has seen its end: no reason to give the resize up.
+        with Server(devices=2, flags=["--max-devices", "4", *self.FLAGS]) as server:
+            for devices in (1, 3, 2, 4, 1, 2):
+                deadline = time.monotonic() + 20
+                while not (hmm := server.children("hmm")):  # the one killed before is being replaced
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.005)
+                os.kill(hmm[0], signal.SIGKILL)
+                answer = await_scale(server, devices)
+                self.assertEqual("done", answer["state"], (answer, server.lines[-40:]))
             self.assertEqual(self.wanted[0], server.complete(PROMPTS[0], max_tokens=TOKENS))
 
     def test_a_restarted_coordinator_goes_on_at_the_size_it_had(self):

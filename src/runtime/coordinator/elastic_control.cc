@@ -108,7 +108,17 @@ Status ElasticEngine::EnsureStandby() {
 }
 
 Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop_token& stop) {
-  EM_RETURN_IF_ERROR(AwaitHmm(stop));
+  for (;;) {
+    EM_RETURN_IF_ERROR(AwaitHmm(stop));
+    Status status = PrepareStageOnce(stage, stop);
+    if (status || !LostHmm()) return status;
+    LogInfo("preparing epoch {}: {}; again with the next hmm", stage.placement.epoch(),
+            status.error().message);
+    std::this_thread::sleep_for(kPoll);  // until the watcher has seen it
+  }
+}
+
+Status ElasticEngine::PrepareStageOnce(const core::PlanStage& stage, const std::stop_token& stop) {
   const core::Placement& placement = stage.placement;
   // Where experts come, KV gives way first: old and new must be held together.
   if (options_.device_memory_bytes > 0) {

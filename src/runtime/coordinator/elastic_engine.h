@@ -42,6 +42,7 @@ namespace elasticmoe::runtime {
 
 inline constexpr std::chrono::milliseconds kHmmPoll{
     20};  // between questions whether a new HMM has the weights
+inline constexpr std::chrono::milliseconds kHmmRetry{2000};  // before the next one, where one could not load
 
 struct EngineOptions {
   std::filesystem::path model;
@@ -163,15 +164,22 @@ class ElasticEngine : public Engine {
   bool AwaitStep(std::uint32_t step);         // false: given up
   void ReadStep(const core::StepPlan& plan);  // to result_
   void Deliver();                             // events_ to their sinks
-  Status RecoverWorkers();
-  Status ReplaceHmm();
+  void RecoverFromDeaths();
+  Status RecoverWorkers();  // REQUIRES: instances_mutex_
+  void NoticeHmmDeath();
+  void StartNextHmm();
+  void FollowNextHmm();  // until it has taken over
+  void PostponeNextHmm(const Error& error);
+  void MoveWorkersToMemory();  // REQUIRES: instances_mutex_
+  bool HmmDown() const;
+  bool LostHmm() const;                                                // also before the watcher has seen it
   Status FitMemory(HmmClient& hmm, const core::Placement& placement);  // domains and KV for its members
-  Status SwitchToNextHmm();
   Status AttachAll();
   core::PlanFacts BaseFacts() const;  // without load and budgets
   Expected<core::Placement> FirstPlacement() const;
   Status AwaitHmm(const std::stop_token& stop);  // while one that died is being replaced
-  Expected<bool> DropReleased(bool wait);        // false: a step may read them still
+  Status PrepareStageOnce(const core::PlanStage& stage, const std::stop_token& stop);
+  Expected<bool> DropReleased(bool wait);  // false: a step may read them still
   // KV of a device that holds so many experts. REQUIRES: instances_mutex_, or the controller's thread.
   std::uint64_t KvChunksWanted(std::uint64_t experts) const;
   Expected<bool> VacateKv(DomainId domain, std::uint32_t blocks);  // false: not yet
@@ -264,7 +272,8 @@ class ElasticEngine : public Engine {
   std::unique_ptr<HmmClient> step_hmm_;  // of the engine's thread, made when it is needed
   int failed_attempts_ = 0;              // of the step that is tried now
   bool step_given_up_ = false;           // members may still be in it
-  std::unique_ptr<HmmClient> next_hmm_;  // being loaded after the HMM's death
+  bool workers_missing_ = false;         // replacing them failed
+  std::unique_ptr<HmmClient> next_hmm_;  // being loaded after the HMM's death; null: tried again at that time
   std::chrono::steady_clock::time_point next_hmm_poll_;
   std::uint64_t steps_ = 0, recoveries_ = 0;
   TimeNs devices_ended_ = 0;  // when they ended the step before; 0 = nothing was to be done since
@@ -294,8 +303,9 @@ class ElasticEngine : public Engine {
   bool stopping_ = false;
   bool busy_ = false;  // anything waiting, running or submitted
   bool kv_changed_ = false;
-  bool hmm_down_ = false;   // it died, and the next one has not taken over
-  std::size_t queued_ = 0;  // waiting in the scheduler, for the limit
+  bool hmm_down_ = false;             // it died, and the next one has not taken over
+  std::optional<Error> hmm_failure_;  // why the last one that was to replace it did not
+  std::size_t queued_ = 0;            // waiting in the scheduler, for the limit
 
   std::atomic<bool> asleep_{false};       // set by the engine's thread, under mutex_
   std::atomic<bool> death_{false};        // a process that steps need ended: looked at within steps, too

@@ -230,10 +230,16 @@ Status ElasticEngine::AwaitHmm(const std::stop_token& stop) {
       const std::scoped_lock lock(mutex_);
       if (stopping_) break;
       if (!hmm_down_) return {};
+      if (hmm_failure_) return tl::unexpected<Error>(*hmm_failure_);
     }
     std::this_thread::sleep_for(kPoll);
   }
   return Fail(ErrorCode::kUnavailable, "the server is stopping");
+}
+
+// Its socket refuses before its end can be seen: memory is given back in between.
+bool ElasticEngine::LostHmm() const {
+  return HmmDown() || !HmmClient::Connect(options_.hmm_socket);
 }
 
 }  // namespace elasticmoe::runtime

@@ -10,8 +10,24 @@
 #include "runtime/coordinator/elastic_engine.h"
 
 namespace elasticmoe::runtime {
+// Whoever died, the requests go on; without a worker for a member they end, and the next ones try again.
+void ElasticEngine::RecoverFromDeaths() {
+  const bool in_steps = death_.exchange(false), other = other_death_.exchange(false);
+  const bool missing = workers_missing_ && !scheduler_->Idle();
+  if (!in_steps && !other && !missing) return;
+  Status status;
+  {
+    const std::scoped_lock lock(instances_mutex_);
+    status = RecoverWorkers();
+    UpdatePids();
+    Rewatch();
+  }
+  workers_missing_ = !status;
+  if (!status) GiveUp(status.error());
+  NoticeHmmDeath();
+}
+
 Status ElasticEngine::RecoverWorkers() {
-  const std::scoped_lock lock(instances_mutex_);
   for (int attempt = 0;; ++attempt) {
     std::vector<DeviceId> dead = instances_->TakeDead();
     for (const DeviceId device : dead) Observe(core::WorkerDiedEvent{device});
@@ -44,72 +60,88 @@ Status ElasticEngine::RecoverWorkers() {
     LogInfo("recovered in {:.1f} ms", static_cast<double>(Now() - start) / 1e6);
     for (const DeviceId device : missing) Observe(core::WorkerRecoveredEvent{device});
   }
-  EM_RETURN_IF_ERROR(instances_->FillStandby());
-  UpdatePids();
-  Rewatch();
-  return {};
+  return instances_->FillStandby();
 }
 
-// Starts a new HMM where the present one has ended. Until that has the weights, the workers serve from the
-// pages that they have mapped: the kernel keeps those as long as anybody maps them.
-Status ElasticEngine::ReplaceHmm() {
-  const std::scoped_lock lock(instances_mutex_);
-  const HmmClient& watched = next_hmm_ ? *next_hmm_ : *hmm_;
-  pollfd poll_fd{watched.pidfd(), POLLIN, 0};
-  if (::poll(&poll_fd, 1, 0) != 1) return {};
+// ---------------------------------------------------------------- the HMM
+
+void ElasticEngine::NoticeHmmDeath() {
+  if (HmmDown() && !next_hmm_) return;  // known, and tried again in time
+  pollfd poll_fd{(next_hmm_ ? *next_hmm_ : *hmm_).pidfd(), POLLIN, 0};
+  if (::poll(&poll_fd, 1, 0) != 1) return;
   LogWarn("the hmm ended: a new one loads the weights while serving goes on");
   {
     const std::scoped_lock down(mutex_);
     hmm_down_ = true;
   }
-  for (int attempt = 1;; ++attempt) {
-    auto started = HmmClient::Start(HmmOptionsFor(), placement_);
-    if (started) {
-      next_hmm_ = std::move(*started);
-      break;
-    }
-    if (attempt >= options_.worker_attempts) return tl::unexpected<Error>(std::move(started.error()));
-    LogWarn("{}; trying again", started.error().message);
-  }
+  next_hmm_.reset();
   next_hmm_poll_ = {};
+  StartNextHmm();
+}
+
+bool ElasticEngine::HmmDown() const {
+  const std::scoped_lock lock(mutex_);
+  return hmm_down_;
+}
+
+// Until it has the weights, the workers serve from the pages that they have mapped: the kernel keeps those as
+// long as anybody maps them.
+void ElasticEngine::StartNextHmm() {
+  const std::scoped_lock lock(instances_mutex_);
+  for (int attempt = 1; !next_hmm_; ++attempt) {
+    auto started = HmmClient::Start(HmmOptionsFor(), placement_);
+    if (started)
+      next_hmm_ = std::move(*started);
+    else if (started.error().code != ErrorCode::kUnavailable || attempt >= options_.worker_attempts)
+      return PostponeNextHmm(started.error());
+    else
+      LogWarn("{}; trying again", started.error().message);  // killed at its start, too
+  }
   Rewatch();
-  return {};
+}
+
+// Requests need none: they go on, and it is tried again.
+void ElasticEngine::PostponeNextHmm(const Error& error) {
+  LogError(
+      "replacing the hmm: {}; serving goes on from the memory that the workers have mapped, it is tried "
+      "again in {} ms",
+      error.message, kHmmRetry.count());
+  if (next_hmm_) next_hmm_->Shutdown();
+  next_hmm_.reset();
+  next_hmm_poll_ = std::chrono::steady_clock::now() + kHmmRetry;
+  const std::scoped_lock lock(mutex_);
+  hmm_failure_ = error;
 }
 
 // Once the new HMM has the weights: all attach to its pages, and all sequences run again from their tokens.
-Status ElasticEngine::SwitchToNextHmm() {
+void ElasticEngine::FollowNextHmm() {
   const auto now = std::chrono::steady_clock::now();
-  if (now < next_hmm_poll_) return {};
+  if (now < next_hmm_poll_) return;
   next_hmm_poll_ = now + kHmmPoll;
+  if (!next_hmm_) return StartNextHmm();
   std::uint64_t loaded = 0, total = 0;
   const auto ready = next_hmm_->Ready(loaded, total);
   if (!ready) {
-    if (ready.error().code == ErrorCode::kUnavailable) {  // it died, too: the watcher says so
-      other_death_ = true;
-      return {};
-    }
-    return tl::unexpected<Error>(ready.error());
+    if (ready.error().code == ErrorCode::kUnavailable)
+      other_death_ = true;  // it died, too
+    else
+      PostponeNextHmm(ready.error());
+    return;
   }
-  if (!*ready) return {};
+  if (!*ready) return;
   const std::scoped_lock lock(instances_mutex_);
   mover_->Follow(
       next_hmm_->pid());  // nobody copies between blocks of the new memory what was meant for the old
   step_hmm_.reset();
   for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
   // A resize may have gone on since it was started.
-  EM_RETURN_IF_ERROR(FitMemory(*next_hmm_, placement_));
-  EM_ASSIGN_OR_RETURN(AttachedMemory memory, next_hmm_->Describe());
+  if (Status fitted = FitMemory(*next_hmm_, placement_); !fitted) return PostponeNextHmm(fitted.error());
+  auto memory = next_hmm_->Describe();
+  if (!memory) return PostponeNextHmm(memory.error());
   hmm_ = std::move(next_hmm_);
-  memory_ = std::move(memory);
-  for (const DeviceId device : instances_->Attached()) {
-    if (placement_.RankOf(device) >= 0)
-      EM_RETURN_IF_ERROR(instances_->Reattach(device, memory_));
-    else
-      instances_->Retire(device);  // it was joining: the stage is prepared again, from the start
-  }
+  memory_ = *std::move(memory);
+  MoveWorkersToMemory();
   prepared_.reset();
-  if (!asleep_)
-    EM_RETURN_IF_ERROR(instances_->Prepare(placement_.members(), placement_.epoch().value, memory_.map));
   PublishKvBlocks();
   UpdateKvBlocks();
   ++recoveries_;
@@ -117,9 +149,32 @@ Status ElasticEngine::SwitchToNextHmm() {
   {
     const std::scoped_lock up(mutex_);
     hmm_down_ = false;
+    hmm_failure_.reset();
   }
   LogInfo("the new hmm (pid {}) has taken over", hmm_->pid());
-  return {};
+}
+
+// One that cannot follow (it died, it does not answer) is replaced as if it had died.
+void ElasticEngine::MoveWorkersToMemory() {
+  const auto replace = [&](DeviceId device, const Error& error) {
+    LogWarn("{}", error.message);
+    instances_->Kill(device);
+    death_ = true;
+  };
+  std::vector<DeviceId> moved;
+  for (const DeviceId device : instances_->Attached()) {
+    if (placement_.RankOf(device) < 0)
+      instances_->Retire(device);  // it was joining: the stage is prepared again, from the start
+    else if (Status attached = instances_->Reattach(device, memory_); attached)
+      moved.push_back(device);
+    else
+      replace(device, attached.error());
+  }
+  const std::uint64_t epoch = placement_.epoch().value;
+  if (instances_->Prepare(moved, epoch, memory_.map)) return;
+  for (const DeviceId device : moved)  // which of them
+    if (Status prepared = instances_->Prepare({device}, epoch, memory_.map); !prepared)
+      replace(device, prepared.error());
 }
 
 bool ElasticEngine::CopyTails(const core::StepPlan& plan) {
@@ -172,10 +227,11 @@ void ElasticEngine::Rewatch() {
 void ElasticEngine::Watch(const std::stop_token& stop) {
   std::vector<Watched> all;
   while (!stop.stop_requested()) {
-    if (watch_again_.exchange(false)) {
+    {
+      // Looked at under the lock: a list that is made anew between the look and the taking would be taken
+      // now, and its emptied place once more in the next round.
       const std::scoped_lock lock(mutex_);
-      all = std::move(watched_);
-      watched_.clear();
+      if (watch_again_.exchange(false)) all = std::move(watched_);
     }
     std::vector<pollfd> polled;
     for (const Watched& one : all) polled.push_back({one.fd.get(), POLLIN, 0});

@@ -17,14 +17,9 @@ void ElasticEngine::Loop() {
     RunTasks(true);
     UpdateKvBlocks();
     if (rebalance_) Rebalance();
-    const bool in_steps = death_.exchange(false), other = other_death_.exchange(false);
-    if (in_steps || other) {
-      Status status = RecoverWorkers();
-      if (status) status = ReplaceHmm();
-      if (!status) GiveUp(status.error());
-    }
-    if (next_hmm_)
-      if (Status status = SwitchToNextHmm(); !status) GiveUp(status.error());
+    RecoverFromDeaths();
+    if (HmmDown()) FollowNextHmm();
+    if (death_) continue;  // a worker has not followed
     core::StepPlan plan = asleep_ ? core::StepPlan{} : scheduler_->Plan(Now());
     std::move(plan.failed.begin(), plan.failed.end(), std::back_inserter(events_));
     if (!leaving_.empty()) PublishSettled();  // sequences change their device when a step is planned
@@ -48,7 +43,7 @@ void ElasticEngine::Loop() {
       return stopping_ || death_ || other_death_ || kv_changed_ || !submitted_.empty() ||
              !cancelled_.empty() || !tasks_.empty() || mover_->AnythingDone();
     };
-    if (next_hmm_)
+    if (hmm_down_)
       work_.wait_for(lock, kHmmPoll, anything);
     else
       work_.wait(lock, anything);
