@@ -1,6 +1,7 @@
 #include "model/gguf/writer.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -56,31 +57,59 @@ struct PutValue {
   }
 };
 
-float Largest(const float* values, std::size_t count) {
-  float largest = 0;
-  for (std::size_t i = 0; i < count; ++i)
-    if (std::fabs(values[i]) > std::fabs(largest)) largest = values[i];
-  return largest;
+constexpr int kBlock = 32;  // values that share a scale
+
+// Loops of fixed length over arrays below: compilers make vectors of them.
+
+// By size; the first one of two.
+float Largest(const float* values) {
+  float most = values[0], least = values[0];
+  for (int i = 0; i < kBlock; ++i) {
+    most = values[i] > most ? values[i] : most;
+    least = values[i] < least ? values[i] : least;
+  }
+  if (-least != most) return -least > most ? least : most;
+  return *std::find_if(values, values + kBlock, [&](float value) { return std::fabs(value) == most; });
 }
 
 void EncodeQ80(const float* values, std::string& out) {
-  const float d = std::fabs(Largest(values, 32)) / 127.0F;
+  const float d = std::fabs(Largest(values)) / 127.0F;
+  std::array<std::int8_t, kBlock> levels{};
+  for (int i = 0; d != 0 && i < kBlock; ++i) {
+    const float level = values[i] / d;  // at most 127, and what the division rounds
+    const auto whole = static_cast<std::int32_t>(level);
+    const float rest = level - static_cast<float>(whole);
+    levels[i] = static_cast<std::int8_t>(whole + (rest >= 0.5F ? 1 : 0) - (rest <= -0.5F ? 1 : 0));
+  }
   Put(out, FloatToHalf(d));
-  for (int i = 0; i < 32; ++i)
-    Put(out, static_cast<std::int8_t>(
-                 d == 0 ? 0 : std::lround(std::fmin(std::fmax(values[i] / d, -127.0F), 127.0F))));
+  Put(out, levels);
 }
 
 // The value of largest size becomes -8, the end of the levels that reaches furthest.
 void EncodeQ40(const float* values, std::string& out) {
-  const float d = Largest(values, 32) / -8.0F;
+  const float d = Largest(values) / -8.0F;
+  std::array<std::int32_t, kBlock> levels;
+  levels.fill(8);
+  for (int i = 0; d != 0 && i < kBlock; ++i) {
+    const auto level = static_cast<std::int32_t>(values[i] / d + 8.5F);  // above 0: rounded down
+    levels[i] = level < 15 ? level : 15;
+  }
+  std::array<std::uint8_t, kBlock / 2> pairs;
+  for (int i = 0; i < kBlock / 2; ++i)
+    pairs[i] = static_cast<std::uint8_t>(levels[i] | levels[i + kBlock / 2] << 4);
   Put(out, FloatToHalf(d));
-  const auto level = [&](float value) {
-    return static_cast<std::uint8_t>(
-        d == 0 ? 8 : std::fmin(std::fmax(std::floor(value / d + 8.5F), 0.0F), 15.0F));
-  };
-  for (int i = 0; i < 16; ++i)
-    Put(out, static_cast<std::uint8_t>(level(values[i]) | level(values[i + 16]) << 4));
+  Put(out, pairs);
+}
+
+template <std::uint16_t Round(float)>
+void EncodeEach(const float* values, std::size_t count, std::string& out) {
+  const std::size_t before = out.size();
+  out.resize(before + count * sizeof(std::uint16_t));
+  char* at = out.data() + before;
+  for (std::size_t i = 0; i < count; ++i, at += sizeof(std::uint16_t)) {
+    const std::uint16_t bits = Round(values[i]);
+    std::memcpy(at, &bits, sizeof(bits));
+  }
 }
 
 }  // namespace
@@ -158,16 +187,14 @@ void Encode(Encoding encoding, const float* values, std::size_t count, std::stri
       out.append(reinterpret_cast<const char*>(values), count * sizeof(float));
       return;
     case Encoding::kF16:
-      for (std::size_t i = 0; i < count; ++i) Put(out, FloatToHalf(values[i]));
-      return;
+      return EncodeEach<FloatToHalf>(values, count, out);
     case Encoding::kBf16:
-      for (std::size_t i = 0; i < count; ++i) Put(out, FloatToBf16(values[i]));
-      return;
+      return EncodeEach<FloatToBf16>(values, count, out);
     case Encoding::kQ8_0:
-      for (std::size_t i = 0; i < count; i += 32) EncodeQ80(values + i, out);
+      for (std::size_t i = 0; i < count; i += kBlock) EncodeQ80(values + i, out);
       return;
     case Encoding::kQ4_0:
-      for (std::size_t i = 0; i < count; i += 32) EncodeQ40(values + i, out);
+      for (std::size_t i = 0; i < count; i += kBlock) EncodeQ40(values + i, out);
       return;
     default:
       EM_CHECK(false, "encoding={}", NameOf(encoding));
