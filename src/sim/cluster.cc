@@ -32,7 +32,7 @@ core::PlanFacts Cluster::MakeFacts(Rng& rng) {
   facts.expert_bytes = 1000;
   facts.shared_bytes = 5000;
   facts.stage_experts = 1 + static_cast<int>(rng.Below(8));
-  facts.at_once = rng.Below(2) == 0;
+  if (rng.Below(3) == 0) facts.at_once_bytes = rng.Below(8) * facts.expert_bytes;
   if (rng.Below(3) == 0) facts.redundancy = 1 + static_cast<int>(rng.Below(facts.experts));
   const int devices = 2 + static_cast<int>(rng.Below(4));
   const int devices_a_domain = rng.Below(3) == 0 ? devices : 1 + static_cast<int>(rng.Below(2));

@@ -14,7 +14,7 @@ std::string Text(const SimulationReport& report) {
 
 TEST(Simulate, NoWorldBreaksAPromise) {
   SimulationOptions options;
-  options.seeds = 600;
+  options.seeds = 800;
   const SimulationReport report = Simulate(options);
   if (report.failed > 0) {
     const SimulationReport replay = Simulate({report.failed_seed, 1, true});

@@ -20,7 +20,7 @@ class RandomWorld {
     facts_.experts = machine_.placement().experts();
     facts_.expert_bytes = 1;
     facts_.stage_experts = 1 + static_cast<int>(rng_.Below(8));
-    facts_.at_once = rng_.Below(2) == 0;
+    if (rng_.Below(2) == 0) facts_.at_once_bytes = rng_.Below(8) * facts_.expert_bytes;
     for (int i = 0; i < kDevices; ++i)
       facts_.devices.push_back(
           {DeviceId(i), DomainId(static_cast<int>(rng_.Below(3))), 0.5 + rng_.Uniform()});

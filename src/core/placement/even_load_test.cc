@@ -16,7 +16,7 @@ PlanInput Skewed(int layers, int experts, int devices, bool domain_per_device = 
   input.facts.expert_bytes = 1000;
   input.facts.shared_bytes = 500;
   input.facts.even_load = true;
-  input.facts.at_once = true;
+  input.facts.at_once_bytes = 0;
   for (int i = 0; i < devices; ++i) {
     input.facts.devices.push_back({DeviceId(i), DomainId(domain_per_device ? i : 0)});
     input.target.emplace_back(i);

@@ -169,8 +169,10 @@ class Checker {
                                                    : static_cast<std::int64_t>(budget / facts_.expert_bytes);
   }
 
-  // Nothing is copied and there is one commit: members come and go with their experts.
-  bool AtOnce() const { return facts_.at_once && plan_.stages.size() == 1 && plan_.bytes_copied == 0; }
+  // Little is copied and there is one commit: members come and go with their experts.
+  bool AtOnce() const {
+    return facts_.at_once_bytes && plan_.stages.size() == 1 && plan_.bytes_copied <= *facts_.at_once_bytes;
+  }
 
   void CountHeld(const Placement& base) {
     for (const DeviceId member : base.members()) held_[member] = 0, in_domain_[devices_.at(member)->domain];

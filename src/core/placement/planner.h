@@ -2,22 +2,20 @@
 //
 // What it promises (plan_check.h holds every plan against this, by other code):
 //  1. Per layer, each member's experts are its share by weight rounded down or up; the rounding goes to
-//  different
-//     members in different layers. Budgets lower a share, the others then take more.
+//     different members in different layers. Budgets lower a share, the others then take more.
 //  2. As few experts move as these shares allow; at most one more a layer (spent on evening out the
-//  rounding). Where
-//     there are copies, or budgets bind, this is aimed at, not promised. Moves inside a domain come before
-//     copies.
+//     rounding). Where there are copies, or budgets bind, this is aimed at, not promised. Moves inside a
+//     domain come before copies.
 //  3. Which experts move is chosen by measured load: hottest first, as far as they fit the receiver's share.
 //  4. An expert changes its owners in one stage only. A source is freed after the commit, so a stage needs
-//  old and
-//     new together, and holds the budgets with both.
+//     old and new together, and holds the budgets with both.
 //     With `even_load`, experts beyond these are exchanged, hot for cold, until the members' loads in each
 //     layer are even: as many on each as before, and no busiest member is busier.
 //  5. First stage: new members join without experts, so that they take requests as soon as the non-expert
 //     weights are there. Then experts, hottest first, in batches. Last stage: leaving members, empty by now,
-//     are dropped. With `at_once` all of that is one stage, if nothing is copied, budgets allow it, and
-//     members only come or only go: a commit waits for a step's end, and remapping takes less than a step.
+//     are dropped. With `at_once_bytes` all of that is one stage, if experts of no more bytes are copied,
+//     budgets allow it, and members only come or only go: a commit waits for a step's end, remapping takes
+//     less than a step, and so little is copied sooner by a device that does nothing else yet.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +46,8 @@ struct PlanFacts {
   int redundancy = 0;               // extra copies a layer, given to the hottest experts
   int stage_experts = 0;            // experts a commit; 0 = an eighth of all that move
   bool even_load = false;           // exchange experts until loads are even (see 3 above)
-  bool at_once = false;             // one commit for all, where no byte is copied (see 5 above)
+  // One commit for all, where experts of at most so many bytes are copied (see 5 above); none: never.
+  std::optional<std::uint64_t> at_once_bytes;
 };
 
 struct PlanInput {

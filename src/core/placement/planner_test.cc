@@ -280,26 +280,36 @@ TEST(ChooseMembers, VictimsGoThenTheNewestOrTheLowestCome) {
   EXPECT_EQ(ChooseMembers(present, available, 2, stranger).error().code, ErrorCode::kInvalidArgument);
 }
 
-// Random clusters, loads and budgets, several resizes in a row: every plan passes the check, or is refused
-// for a budget; the way back passes, too.
-TEST(Planner, AtOnceIsOneCommitInsideADomainAndNotBetweenDomains) {
+TEST(Planner, AtOnceIsOneCommitInsideADomainAndOfFewBytesBetweenDomains) {
   for (const bool apart : {false, true}) {
     PlanInput input = Resize(2, 4, 3, 8, apart);
-    input.facts.at_once = true;
+    input.facts.at_once_bytes = 0;
     const auto plan = PlanResize(input);
     ASSERT_TRUE(plan) << plan.error().message;
     EXPECT_TRUE(CheckPlan(input, *plan));
     EXPECT_EQ(plan->stages.size() == 1, !apart);
+    if (!apart) continue;
+    const std::uint64_t copied = plan->bytes_copied;
+    for (const std::uint64_t limit : {copied - 1, copied}) {
+      input.facts.at_once_bytes = limit;
+      const auto again = PlanResize(input);
+      ASSERT_TRUE(again) << again.error().message;
+      EXPECT_TRUE(CheckPlan(input, *again));
+      EXPECT_EQ(again->bytes_copied, copied);
+      EXPECT_EQ(again->stages.size() == 1, limit == copied);
+    }
   }
   PlanInput swap = Resize(2, 2, 3, 8);
   swap.facts.devices.push_back({DeviceId(2), DomainId(0)});
   swap.target = {DeviceId(0), DeviceId(2)};
-  swap.facts.at_once = true;
+  swap.facts.at_once_bytes = 0;
   const auto plan = PlanResize(swap);
   ASSERT_TRUE(plan) << plan.error().message;
   EXPECT_GT(plan->stages.size(), 1u);  // who leaves hands over to members only
 }
 
+// Random clusters, loads and budgets, several resizes in a row: every plan passes the check, or is refused
+// for a budget; the way back passes, too.
 TEST(PlannerProperty, EveryRandomPlanPassesTheCheck) {
   int planned = 0, refused = 0;
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
@@ -320,7 +330,7 @@ TEST(PlannerProperty, EveryRandomPlanPassesTheCheck) {
             (1 + rng.Below(1 + 3 * facts.layers * facts.experts / devices)) * kExpertBytes;
     }
     facts.stage_experts = static_cast<int>(rng.Below(12));
-    facts.at_once = rng.Below(2) == 0;
+    if (rng.Below(2) == 0) facts.at_once_bytes = rng.Below(40) * kExpertBytes;
     for (int round = 0; round < 6; ++round) {
       input.target.clear();
       for (int i = 0; i < devices; ++i)

@@ -169,16 +169,16 @@ Status BuildStages(const PlanFacts& facts, const Placement& final, ResizePlan& p
     if (base.RankOf(member) < 0) members.push_back(member);
   std::vector<Change> changes = Changes(facts, base, final);
 
-  if (facts.at_once && (members == base.members() || members.size() == final.members().size())) {
+  if (facts.at_once_bytes && (members == base.members() || members.size() == final.members().size())) {
     PlanStage whole = MakeStage(facts, base, final.With(Epoch(base.epoch().value + 1), final.members()));
     Room room(facts, base);
     const bool fits = std::all_of(changes.begin(), changes.end(), [&](const Change& change) {
       return room.TryEnter(base.Owners(change.layer, change.expert),
                            final.Owners(change.layer, change.expert));
     });
-    const bool remaps = std::all_of(whole.moves.begin(), whole.moves.end(),
-                                    [](const ExpertMove& move) { return move.kind == MoveKind::kRemap; });
-    if (fits && remaps) {
+    std::uint64_t copied = 0;
+    for (const ExpertMove& move : whole.moves) copied += move.kind == MoveKind::kCopy ? move.bytes : 0;
+    if (fits && copied <= *facts.at_once_bytes) {
       if (whole.placement.members() != base.members() || !changes.empty())
         plan.stages.push_back(std::move(whole));
       return {};

@@ -118,6 +118,17 @@ Status ElasticEngine::PrepareStage(const core::PlanStage& stage, const std::stop
   }
 }
 
+// The cores that these devices will compute on, but those of members.
+std::vector<int> ElasticEngine::IdleCpus(const std::vector<DeviceId>& joining) const {
+  std::set<int> cpus;
+  for (const DeviceId device : joining)
+    for (const int cpu : instances_->CpusOf(device)) cpus.insert(cpu);
+  const core::Placement present = PlacementNow();
+  for (const DeviceId member : present.members())
+    for (const int cpu : instances_->CpusOf(member)) cpus.erase(cpu);
+  return {cpus.begin(), cpus.end()};
+}
+
 Status ElasticEngine::PrepareStageOnce(const core::PlanStage& stage, const std::stop_token& stop) {
   const core::Placement& placement = stage.placement;
   // Where experts come, KV gives way first: old and new must be held together.
@@ -148,6 +159,7 @@ Status ElasticEngine::PrepareStageOnce(const core::PlanStage& stage, const std::
       for (const DeviceId member : placement.members())
         if (instances_->PidOf(member) < 0) joining.push_back(member);
     }
+    peers_->UseCpus(IdleCpus(joining));
     for (const DeviceId device : joining)
       EM_RETURN_IF_ERROR(Traced("copy shared weights", fmt::format("domain {}", device), {},
                                 [&] { return peers_->OpenDomain(DomainId(device.value)); }));
@@ -290,6 +302,7 @@ Status ElasticEngine::Forget(const std::stop_token& stop) {
     EM_ASSIGN_OR_RETURN(const AttachedMemory found, hmm_->Describe());
     map = found.map;
   }
+  peers_->UseCpus({});
   EM_RETURN_IF_ERROR(peers_->Restore(map, PlacementNow()));
   const std::scoped_lock lock(instances_mutex_);
   EM_ASSIGN_OR_RETURN(memory_, hmm_->Describe());

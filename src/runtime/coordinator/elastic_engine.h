@@ -178,6 +178,7 @@ class ElasticEngine : public Engine {
   core::PlanFacts BaseFacts() const;  // without load and budgets
   Expected<core::Placement> FirstPlacement() const;
   Status AwaitHmm(const std::stop_token& stop);  // while one that died is being replaced
+  std::vector<int> IdleCpus(const std::vector<DeviceId>& joining) const;
   Status PrepareStageOnce(const core::PlanStage& stage, const std::stop_token& stop);
   Expected<bool> DropReleased(bool wait);  // false: a step may read them still
   // KV of a device that holds so many experts. REQUIRES: instances_mutex_, or the controller's thread.

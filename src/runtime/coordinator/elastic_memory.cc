@@ -19,6 +19,9 @@ constexpr std::chrono::seconds kMovePatience{2};  // without any sequence that l
 constexpr std::uint64_t kLeastStageBytes = std::uint64_t{512} << 20;
 constexpr std::uint64_t kStagesPerSecond = 32;  // about the same at a limited rate
 constexpr std::uint64_t kMostStages = 8;
+// So much is copied in a tenth of a second by a core that computes nothing yet; once its device serves, it
+// shares it with that.
+constexpr std::uint64_t kAtOnceBytes = std::uint64_t{2} << 30;
 
 }  // namespace
 
@@ -32,7 +35,7 @@ core::PlanFacts ElasticEngine::BaseFacts() const {
   facts.experts = spec.moe.experts;
   facts.expert_bytes = layout.ExpertBytes();
   facts.shared_bytes = layout.SharedBytes();
-  facts.at_once = true;
+  facts.at_once_bytes = 0;
   for (int i = 0; i < options_.max_devices; ++i)
     facts.devices.push_back(
         {DeviceId(i), DomainId(options_.domain_per_device ? i : 0), WeightOf(DeviceId(i))});
@@ -57,7 +60,9 @@ core::PlanFacts ElasticEngine::Facts(int devices) const {
                                 static_cast<std::uint64_t>(std::abs(devices - present)) /
                                 static_cast<std::uint64_t>(std::max(devices, present));
     std::uint64_t least = kLeastStageBytes;
-    if (options_.copy_bytes_per_second > 0)
+    if (options_.copy_bytes_per_second == 0)
+      facts.at_once_bytes = kAtOnceBytes;
+    else
       least = std::min(least, options_.copy_bytes_per_second / kStagesPerSecond);
     facts.stage_experts = static_cast<int>(std::max((moved + kMostStages - 1) / kMostStages,
                                                     least / std::max<std::uint64_t>(facts.expert_bytes, 1)));

@@ -66,6 +66,7 @@ class InstanceManager {
   std::vector<DeviceId> Attached() const;
   int PidOf(DeviceId device) const;  // -1 if it has no worker
   int StandbyCount() const { return static_cast<int>(standby_.size()); }
+  std::vector<int> CpusOf(DeviceId device) const;  // that its threads are pinned to
 
  private:
   struct Worker {
@@ -75,7 +76,6 @@ class InstanceManager {
   Expected<Worker> Spawn();
   int AnswerTimeoutMs() const { return options_.answer_timeout_seconds * 1000; }
   void End(Worker& worker);
-  std::vector<int> CpusOf(DeviceId device) const;
   Json AttachRequest(DeviceId device, const AttachedMemory& memory) const;
 
   InstanceOptions options_;

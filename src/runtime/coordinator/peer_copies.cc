@@ -33,7 +33,8 @@ Expected<Json> PeerCopies::Call(const Json& request) {
   return tl::unexpected<Error>(std::move(answer.error()));
 }
 
-Status PeerCopies::Copy(const Json& request) {
+Status PeerCopies::Copy(Json request) {
+  if (!cpus_.empty()) request["cpus"] = cpus_;
   const Clock::time_point start = Clock::now();
   EM_ASSIGN_OR_RETURN(const Json answer, Call(request));
   const auto bytes = answer.value("bytes", std::uint64_t{0});

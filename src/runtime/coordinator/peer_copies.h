@@ -8,6 +8,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "core/placement/planner.h"
 #include "runtime/coordinator/hmm_client.h"
@@ -25,6 +27,9 @@ class PeerCopies {
   // `bytes_per_second` 0 = as fast as it goes.
   PeerCopies(std::string hmm_socket, std::uint64_t bytes_per_second);
 
+  // Those of devices that compute nothing yet copy from now on; none: all cores do.
+  void UseCpus(std::vector<int> cpus) { cpus_ = std::move(cpus); }
+
   Status OpenDomain(DomainId domain);  // with the shared weights
   // The kCopy moves among `moves`, sources in turn. A device's domain has its number.
   Status CopyExperts(std::span<const core::ExpertMove> moves);
@@ -39,10 +44,11 @@ class PeerCopies {
 
  private:
   Expected<Json> Call(const Json& request);
-  Status Copy(const Json& request);  // and pauses as the rate asks for
+  Status Copy(Json request);  // and pauses as the rate asks for
 
   std::string socket_;
   std::uint64_t bytes_per_second_;
+  std::vector<int> cpus_;
   std::unique_ptr<HmmClient> hmm_;
   CopyTotals totals_;
 };

@@ -168,6 +168,8 @@ class Hmm {
     return experts;
   }
 
+  static std::vector<int> Cpus(const Json& request) { return request.value("cpus", std::vector<int>{}); }
+
   Expected<Json> Operate(const std::string& op, const Json& request, std::vector<int>& fds) {
     const auto domain = [&](const char* key) { return DomainId(request.at(key).get<int>()); };
     if (op == "describe") return Described(fds);
@@ -192,7 +194,7 @@ class Hmm {
     if (op == "copy_shared") {
       EM_ASSIGN_OR_RETURN(const CopyReport report,
                           owner_->CopyShared(domain("to"), request.at("offset").get<std::uint64_t>(),
-                                             request.at("bytes").get<std::uint64_t>()));
+                                             request.at("bytes").get<std::uint64_t>(), Cpus(request)));
       return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}};
     }
     if (op == "close_domain") {
@@ -206,7 +208,7 @@ class Hmm {
     }
     if (op == "copy_experts") {
       EM_ASSIGN_OR_RETURN(const CopyReport report,
-                          owner_->CopyExperts(domain("from"), domain("to"), Experts(request)));
+                          owner_->CopyExperts(domain("from"), domain("to"), Experts(request), Cpus(request)));
       return Json{{"bytes", report.bytes}, {"ns", report.duration_ns}, {"offsets", report.offsets}};
     }
     if (op == "drop_experts") {

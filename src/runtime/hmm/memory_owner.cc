@@ -290,7 +290,7 @@ Expected<CopyReport> MemoryOwner::CopyKv(std::span<const KvPair> pairs) {
   for (const KvPair& pair : pairs)
     AddCopy(address(pair.to_domain, pair.to), address(pair.from_domain, pair.from), kv_layout_.BlockBytes(),
             copies);
-  CopyOnAllCores(copies);
+  CopyAll(copies);
   report.bytes = pairs.size() * kv_layout_.BlockBytes();
   report.duration_ns = Now() - start;
   return report;

@@ -61,7 +61,9 @@ class MemoryOwner {
   // A new domain has no weights; the shared ones are copied piece by piece from a domain that has them. It
   // holds them once the last piece, the one that ends at SharedBytes, is there.
   Status OpenDomain(DomainId domain);
-  Expected<CopyReport> CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes);
+  // `cpus`: of devices that compute nothing yet, by whom it is copied; empty = on all cores.
+  Expected<CopyReport> CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes,
+                                  std::span<const int> cpus = {});
   std::uint64_t SharedBytes() const { return layout_.SharedBytes(); }
   Status CloseDomain(DomainId domain);  // kFailedPrecondition where it holds the only copy of an expert
   // With HmmOptions::standby_memory: what the next domain to be opened will need (its share of the experts
@@ -70,7 +72,8 @@ class MemoryOwner {
   // nothing is left to do. A domain that closes leaves its memory for this.
   bool BackStandby();
   std::uint64_t StandbyBytes() const;  // held so
-  Expected<CopyReport> CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts);
+  Expected<CopyReport> CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts,
+                                   std::span<const int> cpus = {});  // as CopyShared's
   Expected<int> DropExperts(DomainId domain, std::span<const ExpertId> experts);
   Status MoveExperts(DeviceId device, std::span<const ExpertId> experts);
   Expected<CopyReport> CopyKv(std::span<const KvPair> pairs);
@@ -109,7 +112,7 @@ class MemoryOwner {
   // Backs pages that were allocated, on all cores, without those that are backed from before.
   Status Back(const Domain& domain, core::PageRun run) const;
   // Past the caches, on all cores: whoever computes meanwhile waits for its slowest core anyway.
-  void CopyOnAllCores(std::span<const Copy> copies) const;
+  void CopyAll(std::span<const Copy> copies, std::span<const int> cpus = {}) const;
   // What is loaded once and belongs in further domains too, copied there.
   Status CopyLoaded(const std::function<Status(const std::byte*, std::size_t)>& back);
   Status CheckExperts(std::span<const ExpertId> experts) const;

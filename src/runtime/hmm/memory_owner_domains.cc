@@ -1,4 +1,6 @@
 // Memory that comes and goes by domains, and what is copied between them.
+#include <pthread.h>
+#include <sched.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -20,6 +22,28 @@ constexpr std::size_t kThreadBytes = std::size_t{4} << 20;
 constexpr std::uint32_t kFirstKvPart = 4;
 constexpr std::size_t kStandbyPiece = 2 * kHugePage;
 constexpr std::size_t kLeastBackPages = 4;  // huge ones, by a thread
+
+// This thread, and those that it starts, on these cores alone while it lives. Best effort; none: no change.
+class OnCpus {
+ public:
+  explicit OnCpus(std::span<const int> cpus) {
+    if (cpus.empty() || pthread_getaffinity_np(pthread_self(), sizeof(before_), &before_) != 0) return;
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int cpu : cpus)
+      if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(cpu, &set);
+    changed_ = pthread_setaffinity_np(pthread_self(), sizeof(set), &set) == 0;
+  }
+  ~OnCpus() {
+    if (changed_) pthread_setaffinity_np(pthread_self(), sizeof(before_), &before_);
+  }
+  OnCpus(const OnCpus&) = delete;
+  OnCpus& operator=(const OnCpus&) = delete;
+
+ private:
+  cpu_set_t before_;
+  bool changed_ = false;
+};
 
 }  // namespace
 
@@ -50,7 +74,8 @@ void MemoryOwner::AddCopy(std::byte* to, const std::byte* from, std::size_t byte
     copies.push_back({to + at, from + at, std::min(kCopyBytes, bytes - at)});
 }
 
-void MemoryOwner::CopyOnAllCores(std::span<const Copy> copies) const {
+void MemoryOwner::CopyAll(std::span<const Copy> copies, std::span<const int> cpus) const {
+  const OnCpus on_cpus(cpus);
   const auto copy = [&](std::size_t i) -> Status {
     CopyPastCaches(copies[i].to, copies[i].from, copies[i].bytes);
     return {};
@@ -58,7 +83,8 @@ void MemoryOwner::CopyOnAllCores(std::span<const Copy> copies) const {
   std::size_t bytes = 0;
   for (const Copy& one : copies) bytes += one.bytes;
   const auto most = static_cast<int>(std::min<std::size_t>(bytes / kThreadBytes + 1, copies.size()));
-  EM_CHECK(ForEach(copies.size(), std::clamp(most, 1, threads_), copy));
+  const int cores = cpus.empty() ? threads_ : static_cast<int>(cpus.size());
+  EM_CHECK(ForEach(copies.size(), std::clamp(most, 1, cores), copy));
 }
 
 Status MemoryOwner::Back(const Domain& domain, core::PageRun run) const {
@@ -87,7 +113,8 @@ Status MemoryOwner::OpenDomain(DomainId id) {
   return {};
 }
 
-Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes) {
+Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, std::uint64_t bytes,
+                                             std::span<const int> cpus) {
   Domain* target = FindDomain(to);
   const auto source = std::find_if(domains_.begin(), domains_.end(), [&](const auto& domain) {
     return domain->has_shared && domain->id != to;
@@ -104,7 +131,7 @@ Expected<CopyReport> MemoryOwner::CopyShared(DomainId to, std::uint64_t offset, 
   const std::int64_t start = Now();
   std::vector<Copy> copies;
   AddCopy(here, At(**source, (*source)->shared) + offset, bytes, copies);
-  CopyOnAllCores(copies);
+  CopyAll(copies, cpus);
   report.bytes = bytes;
   report.duration_ns = Now() - start;
   if (offset + bytes == SharedBytes()) target->has_shared = true;
@@ -191,7 +218,8 @@ std::uint64_t MemoryOwner::StandbyBytes() const {
   return static_cast<std::uint64_t>(info.st_blocks) * 512;
 }
 
-Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts) {
+Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::span<const ExpertId> experts,
+                                              std::span<const int> cpus) {
   EM_RETURN_IF_ERROR(CheckExperts(experts));
   Domain* source = FindDomain(from);
   Domain* target = FindDomain(to);
@@ -231,7 +259,7 @@ Expected<CopyReport> MemoryOwner::CopyExperts(DomainId from, DomainId to, std::s
     AddCopy(At(*target, run), At(*source, source->experts[IndexOf(id)]), layout_.ExpertBytes(), copies);
     report.bytes += layout_.ExpertBytes();
   }
-  CopyOnAllCores(copies);
+  CopyAll(copies, cpus);
   report.duration_ns = Now() - start;
   for (const auto& [id, run] : taken) target->experts[IndexOf(id)] = run;
   for (const ExpertId id : experts)
