@@ -122,7 +122,7 @@ Metrics::Metrics(std::string model_name, int max_model_len) : impl_(std::make_un
   m.resize_remapped =
       m.AddCounter("elasticmoe_resize_bytes_remapped_total", "Expert bytes that changed owner.");
   m.resize_copied =
-      m.AddCounter("elasticmoe_resize_bytes_copied_total", "Expert bytes copied between domains.");
+      m.AddCounter("elasticmoe_resize_bytes_copied_total", "Bytes of weights copied between domains.");
   m.resize_stages = m.AddCounter("elasticmoe_resize_stages_total", "Stages of resizes that were committed.");
   const Buckets tokens = OneTwoFive(max_model_len);
   m.prompt_tokens = m.AddCounter("vllm:prompt_tokens_total", "Prompt tokens prefilled.");

@@ -80,7 +80,6 @@ void Cluster::Handle(const core::ReplyAction& action) {
 void Cluster::Handle(const core::ReportAction& action) {
   if (!ended_.insert(action.report.operation).second) Broken("{} ends twice", action.report.operation);
   (action.report.state == core::ResizeState::kDone ? report_.resizes_done : report_.resizes_aborted) += 1;
-  report_.experts_moved += (action.report.bytes_remapped + action.report.bytes_copied) / facts_.expert_bytes;
   Say("{} is {}: {}", action.report.operation, ToString(action.report.state),
       action.report.error ? action.report.error->message : "as wanted");
 }

@@ -36,7 +36,7 @@ struct SimulationReport {
   // What the seeds went through.
   std::uint64_t events = 0, steps = 0, steps_abandoned = 0, requests = 0, tokens = 0, preemptions = 0,
                 sequences_moved = 0;
-  std::uint64_t resizes_done = 0, resizes_aborted = 0, commits = 0, experts_moved = 0;
+  std::uint64_t resizes_done = 0, resizes_aborted = 0, commits = 0;
   std::uint64_t worker_deaths = 0, memory_deaths = 0, messages_lost = 0, messages_doubled = 0,
                 messages_late = 0, refusals = 0;
   std::uint64_t coordinator_deaths = 0, requests_again = 0, kv_shrinks = 0;

@@ -1,13 +1,28 @@
 // The resize machine's walk through provisioning, stages and the way back; commands, time and state:
 // resize.cc.
 #include <algorithm>
+#include <set>
 #include <type_traits>
 
 #include "base/check.h"
 #include "core/control/resize.h"
+#include "core/placement/balance.h"
 #include "core/placement/plan_check.h"
 
 namespace elasticmoe::core {
+namespace {
+
+// The shared weights of each domain that had no member before.
+std::uint64_t SharedBytesCopied(const PlanFacts& facts, const Placement& before, const Placement& after) {
+  std::set<DomainId> open, opened;
+  for (const DeviceId member : before.members()) open.insert(FindDevice(facts, member)->domain);
+  for (const DeviceId member : after.members()) opened.insert(FindDevice(facts, member)->domain);
+  std::uint64_t bytes = 0;
+  for (const DomainId domain : opened) bytes += open.count(domain) == 0 ? facts.shared_bytes : 0;
+  return bytes;
+}
+
+}  // namespace
 
 void ResizeMachine::OnAnswer(const AnswerEvent& event) {
   const auto at = pending_.find(event.ticket);
@@ -170,6 +185,8 @@ void ResizeMachine::OnCommitted(const std::optional<Error>& error) {
   }
   const PlanStage& stage = Stage();
   const bool grew = stage.placement.members().size() > placement_.members().size();
+  if (!operation.reverse)  // then the domains of those who come back have not been closed
+    operation.report.bytes_copied += SharedBytesCopied(operation.facts, placement_, stage.placement);
   placement_ = stage.placement;
   std::erase_if(dead_, [&](const auto& entry) { return !IsMember(entry.first); });
   UpdatePhases();

@@ -50,9 +50,9 @@ struct ResizeReport {
   std::optional<TimeNs> serving;         // the new size serves: its last commit
   std::optional<TimeNs> finished;
   int stages = 0;
-  int stages_committed = 0;          // less those that were taken back
-  std::uint64_t bytes_remapped = 0;  // so far, there and back
-  std::uint64_t bytes_copied = 0;
+  int stages_committed = 0;              // less those that were taken back
+  std::uint64_t bytes_remapped = 0;      // so far, there and back
+  std::uint64_t bytes_copied = 0;        // experts, and the other weights of domains that were opened
   std::vector<DomainPeak> domain_peaks;  // stated before anything starts
   std::vector<DevicePeak> device_peaks;
   TimeNs copy_ns = 0;  // spent on copies between domains
