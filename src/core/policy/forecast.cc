@@ -54,8 +54,10 @@ double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& 
   // any.
   const double prompt = std::max(1.0, std::min<double>(load.prompt_tokens, shape.max_step_rows));
   const double prompts = prefill / prompt;
-  const double busiest = running * own + (1 - own) * std::min(running, 0.5) +
-                         prompt * (prompts * own + (1 - own) * (1 - std::exp(-prompts)));
+  const double busiest =
+      std::min<double>(shape.max_step_rows,
+                       running * own + (1 - own) * std::min(running, 0.5) +
+                           prompt * (prompts * own + (1 - own) * (1 - std::exp(-prompts))));
   return cost.Seconds(
       {.devices = devices,
        .rows = busiest,
