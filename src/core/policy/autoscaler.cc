@@ -8,6 +8,8 @@ namespace {
 
 // One-sided 97.7 %: a load that is higher than this by chance alone is rare enough to be called new.
 constexpr double kSigmas = 2.0;
+// A size that is grown to also holds this: 99.9 %. What a burst begins with is known least.
+constexpr double kGrowSigmas = 3.0;
 constexpr TimeNs kSecond = 1'000'000'000;
 constexpr TimeNs kShortestWindow = kSecond / 4;
 constexpr TimeNs kBins = 64;  // of a window: an eighth of it is still seen to an eighth
@@ -15,7 +17,7 @@ constexpr TimeNs kKeep = 600 * kSecond;
 // Of windows: the longest past that a load is taken from, where it is steady, and that over which the goal is
 // kept.
 constexpr int kLoadWindows = 4, kGoalWindows = 8;
-constexpr double kMostRegret = 4;  // of windows that a shrink waits at most, where resizes are cheap
+constexpr double kMostRegret = 8;  // of windows that a shrink waits at most, where resizes are cheap
 
 }  // namespace
 
@@ -283,7 +285,7 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
     bool wider = false, faster = false;
     // To a size that also holds what chance may bring, so that another resize does not follow; else to one
     // that holds.
-    const Load upper = Rising(now, horizon, kSigmas);
+    const Load upper = Rising(now, horizon, kGrowSigmas);
     for (const int n : sizes) {
       if (n <= state.devices) continue;
       wider = true;

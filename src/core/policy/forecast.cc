@@ -15,6 +15,27 @@ double ShareBelow(double limit, double mean, double variance) {
   return 0.5 * std::erfc(-(std::cbrt(limit / mean) - 1 + spread) / std::sqrt(2 * spread));
 }
 
+// Rows of the largest chunk in a step, where chunks of prompts come as a Poisson number of `prefill` rows on
+// average. Prompts end anywhere within a chunk: all chunks but a prompt's last are whole.
+double LargestChunk(double limit, const Load& load, double prefill) {
+  const double prompt = std::max(1.0, load.prompt_tokens);
+  const double chunks = std::max(1.0, prompt / limit + 0.5);
+  const double whole = 1 - 1 / chunks;
+  const double rows = prompt / chunks, last = (rows - whole * limit) / (1 - whole);
+  const double count = prefill / rows;
+  const double any_whole = 1 - std::exp(-count * whole), any = 1 - std::exp(-count);
+  return limit * any_whole + last * (any - any_whole);
+}
+
+// How many standard deviations the largest of so many normal numbers lies above their mean, on average
+// (Fisher and Tippett 1928).
+double LargestOf(int count) {
+  if (count <= 1) return 0;
+  constexpr double kEuler = 0.5772, kLog4Pi = 2.5310;
+  const double log = std::log(count), root = std::sqrt(2 * log);
+  return root - (std::log(log) + kLog4Pi - 2 * kEuler) / (2 * root);
+}
+
 // Sequences that fit at once.
 double RunningLimit(const ServingShape& shape, const Load& load, int devices) {
   double limit = std::min<double>(shape.max_running, static_cast<double>(shape.max_step_rows) * devices);
@@ -50,20 +71,20 @@ double StepSeconds(const StepCost& cost, const ServingShape& shape, const Load& 
   const double context = load.prompt_tokens + load.output_tokens / 2;
   const double own = 1.0 / devices;
   // A sequence lives whole on one device, and the busiest counts: of evenly spread ones it holds the next
-  // whole number, half of one more on average; of a Poisson number of prompts, at least one where there is
-  // any.
-  const double prompt = std::max(1.0, std::min<double>(load.prompt_tokens, shape.max_step_rows));
-  const double prompts = prefill / prompt;
-  const double busiest =
-      std::min<double>(shape.max_step_rows,
-                       running * own + (1 - own) * std::min(running, 0.5) +
-                           prompt * (prompts * own + (1 - own) * (1 - std::exp(-prompts))));
+  // whole number, half of one more on average; prompts are spread, too, as long as there are devices without.
+  const double busiest = std::min<double>(
+      shape.max_step_rows, running * own + (1 - own) * std::min(running, 0.5) +
+                               std::max(prefill * own, LargestChunk(shape.max_step_rows, load, prefill)));
+  // As many sequences on each, but not as long ones. Outputs are anywhere in lives that end at random.
+  const double spread = std::max(0.0, load.prompt_square - load.prompt_tokens * load.prompt_tokens) +
+                        load.output_tokens * load.output_tokens / 4;
+  const double kv_tokens = running * own * context + LargestOf(devices) * std::sqrt(running * own * spread);
   return cost.Seconds(
       {.devices = devices,
        .rows = busiest,
        .expert_rows = rows * own,
        .experts = ExpertsTouched(shape.experts, shape.top_k, devices, rows) * shape.moe_layers,
-       .kv_bytes = running * own * context * shape.kv_token_bytes,
+       .kv_bytes = kv_tokens * shape.kv_token_bytes,
        .tokens = running + prefill / std::max(1.0, load.prompt_tokens)});
 }
 
