@@ -69,6 +69,7 @@ Json ToJson(const Autoscaler::State& state) {
             {"kv_byte_s", state.cost.kv_byte_s},
             {"token_s", state.cost.token_s},
             {"peer_s", state.cost.peer_s}}},
+          {"optimism", state.optimism},
           {"last", ToJson(state.last, now)},
           {"decisions", std::move(decisions)}};
 }
@@ -113,6 +114,9 @@ std::string MetricLines(const Autoscaler& autoscaler) {
   out += fmt::format("elasticmoe_autoscale_held {}\n", state.held_by.empty() ? 0 : 1);
   head("elasticmoe_autoscale_wanted_devices", "Size that the last decision wants.", "gauge");
   out += fmt::format("elasticmoe_autoscale_wanted_devices {}\n", state.last.to);
+  head("elasticmoe_autoscale_optimism",
+       "Forecasts are made for so many times the load, as what came has taught.", "gauge");
+  out += fmt::format("elasticmoe_autoscale_optimism {}\n", state.optimism);
   if (state.last.forecasts.empty()) return out;
   const auto gauge = [&](std::string_view name, std::string_view help, auto value) {
     head(name, help, "gauge");

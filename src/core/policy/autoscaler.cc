@@ -17,6 +17,8 @@ constexpr TimeNs kKeep = 600 * kSecond;
 // Of windows: the longest past that a load is taken from, where it is steady, and that over which the goal is
 // kept.
 constexpr int kLoadWindows = 4, kGoalWindows = 8;
+// Forecasts are corrected by so much of the load a window, and by no more than that in all.
+constexpr double kLearnWindow = 0.2, kMostOptimism = 1.5;
 constexpr double kMostRegret = 8;  // of windows that a shrink waits at most, where resizes are cheap
 
 }  // namespace
@@ -157,7 +159,29 @@ Load Autoscaler::Lasting(TimeNs now, TimeNs horizon, TimeNs payback) const {
   return highest.requests_s > load.requests_s ? highest : load;
 }
 
-Forecast Autoscaler::At(int devices, const Load& load, double backlog, double running) const {
+void Autoscaler::LearnOptimism(TimeNs now, double forecast) {
+  const double windows =
+      last_tick_ < 0 ? 0 : static_cast<double>(now - last_tick_) / static_cast<double>(options_.window_ns);
+  if (last_change_ >= 0 && now - last_change_ < 2 * options_.window_ns) {
+    expected_ = forecast;  // until all that ended in the window began at this size
+    return;
+  }
+  const Ends ends = EndsSince(now - options_.window_ns);
+  const double missed = expected_ * ends.all - ends.met;
+  const double chance = kSigmas * std::sqrt(1 + expected_ * (1 - expected_) * ends.all);
+  if (missed > chance)
+    optimism_ *= std::exp(kLearnWindow * windows);
+  else if (missed < -chance)
+    optimism_ *= std::exp(-kLearnWindow * windows);
+  else
+    optimism_ = std::pow(optimism_, std::exp(-windows / kGoalWindows));
+  optimism_ = std::clamp(optimism_, 1 / kMostOptimism, kMostOptimism);
+  expected_ += (forecast - expected_) * std::min(1.0, windows);
+}
+
+Forecast Autoscaler::At(int devices, const Load& counted, double backlog, double running) const {
+  Load load = counted;
+  load.requests_s *= optimism_;
   return ForecastFrom({.running = running, .backlog_tokens = backlog},
                       static_cast<double>(options_.window_ns) * 1e-9, learner_.cost(), shape_, load,
                       options_.slo, devices);
@@ -275,6 +299,7 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
   const double backlog = state.waiting_prompt_tokens;
   const double running = state.running;
   const Forecast present = At(state.devices, load, backlog, running);
+  LearnOptimism(now, present.attainment);
 
   const double needed = Needed(now, load);
   const bool below = state.devices < options_.min_devices;

@@ -124,6 +124,7 @@ class Autoscaler {
   Decision Tick(TimeNs now, const ServingState& state);
 
   const StepCost& cost() const { return learner_.cost(); }
+  double optimism() const { return optimism_; }  // 1.1 = forecasts are made for 1.1 times the load
   double resize_s() const { return resize_s_; }  // as measured, as is
   double stopped_s() const { return stopped_s_; }
   const AutoscalerOptions& options() const { return options_; }
@@ -146,7 +147,9 @@ class Autoscaler {
   // long as the shrink takes to pay. Where resizes are so dear that it takes several windows, the highest of
   // them: a burst in that time would have to be grown for again.
   Load Lasting(TimeNs now, TimeNs horizon, TimeNs payback) const;
-  Forecast At(int devices, const Load& load, double backlog, double running) const;
+  Forecast At(int devices, const Load& counted, double backlog, double running) const;
+  // Compares what was forecast for the present size with what has come.
+  void LearnOptimism(TimeNs now, double forecast);
   void DecideThreshold(TimeNs now, const ServingState& state, Decision& decision);
   void DecideSlo(TimeNs now, const ServingState& state, Decision& decision);
   double ResizeDeviceSeconds(int from, int to) const;  // there and back
@@ -165,6 +168,9 @@ class Autoscaler {
   // A shrink that had to be taken back before it paid: the next one must promise twice as much. Halved by
   // each that lasts.
   double regret_ = 1;
+  // As so many times the load is what the load does to the machine, by what was forecast and what came.
+  double optimism_ = 1;
+  double expected_ = 1;  // the mean forecast of the last window for the present size
   TimeNs last_shrink_ = -1, payback_ns_ = 0;
 };
 

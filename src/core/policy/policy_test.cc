@@ -454,6 +454,31 @@ TEST(Autoscaler, WhatTheLastWindowsHadToSpareMayBeSpentInTheNext) {
   EXPECT_EQ(code(20), DecisionCode::kGrow);
 }
 
+TEST(Autoscaler, ForecastsThatPromisedTooMuchAreMadeForMoreLoad) {
+  AutoscalerOptions options = Options();
+  options.max_devices = 1;
+  options.window_ns = 4 * kSecond;
+  Autoscaler policy = *Autoscaler::Make(options, kShape, kCost);
+  TimeNs now = 0;
+  const auto serve = [&](int seconds, double tpot_s) {
+    for (int second = 0; second < seconds; ++second) {
+      for (int i = 0; i < 5; ++i) {
+        policy.Arrived(now += kSecond / 5, 1);
+        policy.Ended({now, 0.1, tpot_s, 20});
+      }
+      policy.Tick(now, {.devices = 1, .running = 1});
+    }
+  };
+  serve(20, options.slo.tpot_s / 2);
+  EXPECT_EQ(policy.optimism(), 1);
+  serve(8, options.slo.tpot_s * 2);
+  EXPECT_GT(policy.optimism(), 1.1);
+  serve(60, options.slo.tpot_s * 2);
+  EXPECT_LE(policy.optimism(), 1.5);
+  serve(120, options.slo.tpot_s / 2);
+  EXPECT_LT(policy.optimism(), 1.1);
+}
+
 TEST(Autoscaler, ManualScalingWins) {
   Autoscaler policy = *Autoscaler::Make(Options(), kShape, kCost);
   policy.Hold("an operator");

@@ -110,6 +110,7 @@ void Autoscaler::Look(TimeNs now) {
   state_.devices = seen.state.devices;
   state_.attainment = policy_.SeenAttainment(now);
   state_.cost = policy_.cost();
+  state_.optimism = policy_.optimism();
   // The first request wakes the server by itself, sooner than a look comes.
   if (decision.code == core::DecisionCode::kWake) decision.apply = false;
   if (state_.settings.policy.observe) decision.apply = false;

@@ -79,6 +79,7 @@ class Autoscaler {
     std::deque<ToldDecision> told;                             // newest last
     std::array<std::uint64_t, core::kDecisionCodes> counts{};  // decisions by code
     core::StepCost cost;
+    double optimism = 1;  // of the forecasts, learned
     int devices = 0;
   };
   State Current() const;
