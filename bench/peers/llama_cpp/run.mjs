@@ -39,7 +39,7 @@ if (options.help) {
   --flags      passed on to our engine`);
   process.exit(0);
 }
-const rounds = Number(options.rounds ?? (options.quick ? 3 : 7));
+const rounds = Number(options.rounds ?? (options.quick ? 3 : 5));
 const steps = options.quick ? 8 : 24;
 const context = options.quick ? 16 : 64;  // tokens of each sequence before
 const prefillTokens = 512;
@@ -229,7 +229,7 @@ async function measureServed(model, format, rows) {
     });
   });
   const loads = {ours: [], peer: []};
-  const servedRounds = options.quick ? 1 : 3;
+  const servedRounds = options.quick ? 1 : 2;
   for (let round = 0; round < servedRounds; ++round) {
     loads.ours.push(await load(url, round + 1));
     loads.peer.push(await load(peerUrl, round + 1));
