@@ -33,7 +33,7 @@ const {values: options} = parseArgs({options: {
 if (options.help) {
   console.log(`node run.mjs [--json] [--quick] [--rounds N] [--formats bf16,int8,int4] [--no-serve]
              [--elasticmoe PROGRAM] [--directory DIR] [--flags "--devices 2 --threads 1"]
-  --quick      about a minute: the rows of 1 and 32 sequences alone, fewer rounds and steps, each row on one set of
+  --quick      a minute and a half: the rows of 1 and 32 sequences alone, fewer rounds and steps, each row on one set of
                prompts, bf16 alone over HTTP and 24 tokens there instead of 64
   --directory  where the model and its exports are made, and found again
   --flags      passed on to our engine`);
