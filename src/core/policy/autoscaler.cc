@@ -159,10 +159,11 @@ Load Autoscaler::Lasting(TimeNs now, TimeNs horizon, TimeNs payback) const {
   return highest.requests_s > load.requests_s ? highest : load;
 }
 
-void Autoscaler::LearnOptimism(TimeNs now, double forecast) {
+void Autoscaler::LearnOptimism(TimeNs now, int devices, double forecast) {
+  if (devices != size_) size_ = devices, size_since_ = now;
   const double windows =
       last_tick_ < 0 ? 0 : static_cast<double>(now - last_tick_) / static_cast<double>(options_.window_ns);
-  if (last_change_ >= 0 && now - last_change_ < 2 * options_.window_ns) {
+  if (now - size_since_ < 2 * options_.window_ns) {
     expected_ = forecast;  // until all that ended in the window began at this size
     return;
   }
@@ -299,7 +300,7 @@ void Autoscaler::DecideSlo(TimeNs now, const ServingState& state, Decision& deci
   const double backlog = state.waiting_prompt_tokens;
   const double running = state.running;
   const Forecast present = At(state.devices, load, backlog, running);
-  LearnOptimism(now, present.attainment);
+  LearnOptimism(now, state.devices, present.attainment);
 
   const double needed = Needed(now, load);
   const bool below = state.devices < options_.min_devices;

@@ -149,7 +149,7 @@ class Autoscaler {
   Load Lasting(TimeNs now, TimeNs horizon, TimeNs payback) const;
   Forecast At(int devices, const Load& counted, double backlog, double running) const;
   // Compares what was forecast for the present size with what has come.
-  void LearnOptimism(TimeNs now, double forecast);
+  void LearnOptimism(TimeNs now, int devices, double forecast);
   void DecideThreshold(TimeNs now, const ServingState& state, Decision& decision);
   void DecideSlo(TimeNs now, const ServingState& state, Decision& decision);
   double ResizeDeviceSeconds(int from, int to) const;  // there and back
@@ -171,6 +171,8 @@ class Autoscaler {
   // As so many times the load is what the load does to the machine, by what was forecast and what came.
   double optimism_ = 1;
   double expected_ = 1;  // the mean forecast of the last window for the present size
+  int size_ = -1;        // that, whoever asked for it, and since when
+  TimeNs size_since_ = 0;
   TimeNs last_shrink_ = -1, payback_ns_ = 0;
 };
 

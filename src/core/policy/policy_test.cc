@@ -227,6 +227,28 @@ AutoscalerOptions Options() {
   return options;
 }
 
+TEST(StepSeconds, TheBusiestDeviceHasWhatItMayAndWhatThereIs) {
+  const StepCost rows{.row_s = 1}, kv{.kv_byte_s = 1};
+  Load load{.requests_s = 1, .prompt_tokens = 1000, .output_tokens = 200, .prompt_square = 1000 * 1000};
+  const auto step = [&](const StepCost& cost, int devices, double running, double prefill) {
+    return StepSeconds(cost, kShape, load, devices, running, prefill);
+  };
+  EXPECT_NEAR(step(rows, 1, 10, 100), 110, 1e-9);  // one has all
+  EXPECT_LE(step(rows, 40, 40, 20000), 512);       // no more than a device may have
+  EXPECT_GT(step(rows, 40, 40, 20000), 500);
+  // Few prompts: a chunk now and then, on one of many devices.
+  EXPECT_LE(step(rows, 40, 0, 50), 50);
+  EXPECT_GT(step(rows, 40, 0, 50), 40);
+  EXPECT_GE(step(rows, 2, 0, 900), 450);  // at least an even share
+  // Of many devices one has the longest sequences, more so where lengths differ more.
+  const double even = 10 * (1000 + 100) * kShape.kv_token_bytes;
+  EXPECT_NEAR(step(kv, 1, 10, 0), even, 1e-3);
+  const double longest = step(kv, 16, 160, 0);
+  EXPECT_GT(longest, even);
+  load.prompt_square *= 1.5;
+  EXPECT_GT(step(kv, 16, 160, 0), longest);
+}
+
 TEST(Autoscaler, RefusesOptionsByName) {
   AutoscalerOptions options = Options();
   options.slo.tpot_s = -1;

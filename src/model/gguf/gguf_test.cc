@@ -227,6 +227,25 @@ TEST_P(GgufModels, AreTheDirectoryTheyWereMadeFrom) {
   }
 }
 
+TEST(GgufEncode, LevelsStayInTheirRangeWhateverTheValues) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
+  const float tiny = std::numeric_limits<float>::denorm_min();
+  for (const float odd : {nan, inf, -inf, 190 * tiny, -190 * tiny, 11 * tiny, -11 * tiny}) {
+    std::vector<float> values(32, 0.0F);
+    values[3] = odd, values[7] = -odd, values[30] = tiny;
+    std::string bytes;
+    Encode(Encoding::kQ8_0, values.data(), values.size(), bytes);
+    ASSERT_EQ(bytes.size(), 34U);
+    for (std::size_t i = 2; i < bytes.size(); ++i) EXPECT_NE(static_cast<std::int8_t>(bytes[i]), -128) << odd;
+    if (odd > 0 && odd < 1) {
+      EXPECT_EQ(static_cast<std::int8_t>(bytes[2 + 3]), odd > 100 * tiny ? 127 : 0);
+    }
+    bytes.clear();
+    Encode(Encoding::kQ4_0, values.data(), values.size(), bytes);
+    ASSERT_EQ(bytes.size(), 18U);
+  }
+}
+
 TEST_P(GgufModels, QuantisedAreWithinHalfAStep) {
   const auto original = AllValues(Original());
   bool seen_blocks = false;

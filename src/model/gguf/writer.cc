@@ -76,7 +76,8 @@ void EncodeQ80(const float* values, std::string& out) {
   const float d = std::fabs(Largest(values)) / 127.0F;
   std::array<std::int8_t, kBlock> levels{};
   for (int i = 0; d != 0 && i < kBlock; ++i) {
-    const float level = values[i] / d;  // at most 127, and what the division rounds
+    const float exact = values[i] / d;  // beyond 127 where d has few bits left; a NaN becomes an end
+    const float below = exact < 127.0F ? exact : 127.0F, level = below > -127.0F ? below : -127.0F;
     const auto whole = static_cast<std::int32_t>(level);
     const float rest = level - static_cast<float>(whole);
     levels[i] = static_cast<std::int8_t>(whole + (rest >= 0.5F ? 1 : 0) - (rest <= -0.5F ? 1 : 0));
@@ -91,8 +92,9 @@ void EncodeQ40(const float* values, std::string& out) {
   std::array<std::int32_t, kBlock> levels;
   levels.fill(8);
   for (int i = 0; d != 0 && i < kBlock; ++i) {
-    const auto level = static_cast<std::int32_t>(values[i] / d + 8.5F);  // above 0: rounded down
-    levels[i] = level < 15 ? level : 15;
+    const float exact = values[i] / d + 8.5F;
+    const float above = exact > 0.0F ? exact : 0.0F, level = above < 15.0F ? above : 15.0F;
+    levels[i] = static_cast<std::int32_t>(level);  // rounded down
   }
   std::array<std::uint8_t, kBlock / 2> pairs;
   for (int i = 0; i < kBlock / 2; ++i)

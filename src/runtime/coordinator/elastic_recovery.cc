@@ -98,6 +98,8 @@ void ElasticEngine::StartNextHmm() {
       LogWarn("{}; trying again", started.error().message);  // killed at its start, too
   }
   Rewatch();
+  const std::scoped_lock starting(mutex_);
+  hmm_failure_.reset();  // who needs an HMM waits for this one
 }
 
 // Requests need none: they go on, and it is tried again.
@@ -130,14 +132,14 @@ void ElasticEngine::FollowNextHmm() {
   }
   if (!*ready) return;
   const std::scoped_lock lock(instances_mutex_);
-  mover_->Follow(
-      next_hmm_->pid());  // nobody copies between blocks of the new memory what was meant for the old
-  step_hmm_.reset();
-  for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
-  // A resize may have gone on since it was started.
+  // A resize may have gone on since it was started. Until all of this is done the old memory serves.
   if (Status fitted = FitMemory(*next_hmm_, placement_); !fitted) return PostponeNextHmm(fitted.error());
   auto memory = next_hmm_->Describe();
   if (!memory) return PostponeNextHmm(memory.error());
+  // Nobody copies between blocks of the new memory what was meant for the old.
+  mover_->Follow(next_hmm_->pid());
+  step_hmm_.reset();
+  for (const DomainMap& domain : memory_.map.domains) scheduler_->ForgetKv(domain.domain);
   hmm_ = std::move(next_hmm_);
   memory_ = *std::move(memory);
   MoveWorkersToMemory();
@@ -149,7 +151,6 @@ void ElasticEngine::FollowNextHmm() {
   {
     const std::scoped_lock up(mutex_);
     hmm_down_ = false;
-    hmm_failure_.reset();
   }
   LogInfo("the new hmm (pid {}) has taken over", hmm_->pid());
 }
